@@ -1,0 +1,67 @@
+"""Who sees what, and what is evicted when: the only place that says so.
+
+Standard library and numpy only. Within one document, with positions counted from its first token:
+
+- A query at position t attends to key j iff j <= t and (j < num_sink_tokens or t - j < window_size).
+- Token j >= num_sink_tokens is evicted just before the query at j + window_size reads; from then on it is in the
+  memory. So the query at t reads a memory of exactly the tokens num_sink_tokens .. t - window_size.
+- With at most `lossless_budget` tokens nothing is ever evicted.
+
+Source: arXiv 2510.07318, section 3 (sinks + sliding window + compressed memory).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """The lossless part of a layer's context: `num_sink_tokens` first and `window_size` most recent tokens.
+
+    The window counts the current token and does not count the sinks.
+    """
+
+    num_sink_tokens: int
+    window_size: int
+
+    def __post_init__(self) -> None:
+        if self.num_sink_tokens < 0 or self.window_size < 1:
+            raise ValueError(
+                f"WindowSpec needs num_sink_tokens >= 0 and window_size >= 1, "
+                f"got {self.num_sink_tokens} and {self.window_size}"
+            )
+
+    @property
+    def lossless_budget(self) -> int:
+        """W = sinks + window: the number of tokens whose keys and values are kept."""
+        return self.num_sink_tokens + self.window_size
+
+    def num_evicted(self, length: int) -> int:
+        """Tokens that a document of `length` tokens has evicted by the time its last query reads."""
+        return max(0, length - self.lossless_budget)
+
+    def visible(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Boolean visibility of key positions for query positions (broadcast against each other)."""
+        return (key <= query) & ((key < self.num_sink_tokens) | (query - key < self.window_size))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tokens [start, end) of batch row `row`: one attention, position and memory scope.
+
+    `window` is None for full attention without a memory (the teacher).
+    """
+
+    row: int
+    start: int
+    end: int
+    window: WindowSpec | None
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def num_evicted(self) -> int:
+        return 0 if self.window is None else self.window.num_evicted(self.length)

@@ -1,0 +1,26 @@
+"""The one error type that launchers print as a single line: what a user can get wrong.
+
+Standard library only, so that every layer may raise it. Anything else that escapes a launcher is a bug and
+keeps its traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(ValueError):
+    """Wrong flag, file or data. The message names the flag or file, what was found and what would work."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        rank = os.environ.get("RANK")
+        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
+        os._exit(EXIT_USER_ERROR)
