@@ -139,6 +139,14 @@ class TrainRunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+@dataclass
+class FetchModelConfig:
+    """Fetch the demo's model, SmolLM2-135M-Instruct, as a Hugging Face folder."""
+
+    output: Path | None = None
+    """Folder to write. Default: .cache/smollm2-135m in the repository."""
+
+
 def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
     """Builds a `cls` from its defaults, then --config FILE, then flags (later wins).
 
