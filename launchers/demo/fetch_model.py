@@ -60,7 +60,7 @@ def download_gguf(folder: Path) -> Path:
 def convert(gguf: Path, output: Path) -> None:
     """De-quantises `gguf` into a Hugging Face folder at `output` (must not exist).
 
-    bf16, half of fp32's 538 MB: the source is 4-bit, and teacher and student share whatever the rounding changes.
+    bf16, half of fp32's 538 MB: the source is 4-bit, and teacher and student share what the rounding changes.
     """
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -76,7 +76,7 @@ def convert(gguf: Path, output: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(output)
 
     tokenizer = AutoTokenizer.from_pretrained(**source, model_max_length=settings["max_position_embeddings"])
-    # The GGUF names its pre-tokenizer "smollm": digits one by one, then GPT-2's. The converter drops the digits.
+    # The GGUF names its pre-tokenizer "smollm": digits one by one, then GPT-2's; converting drops the digits.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
