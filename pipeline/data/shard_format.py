@@ -1,14 +1,19 @@
 """The packed-shard contract between data_prep (writer) and the loader (reader). No torch here.
 
 A data folder holds
-    {shard}.tar         webdataset samples {key}.input_ids.npy (uint32 [T]), {key}.cu_seqlens.npy (int32 [n+1]),
-                        {key}.loss_mask.npy (uint8 [T], only when the source has labels), {key}.meta.json
+    {shard}.tar         webdataset samples {key}.input_ids.npy uint32 [T], {key}.cu_seqlens.npy int32 [n+1],
+                        {key}.loss_mask.npy uint8 [T] (only when the source has labels), {key}.meta.json
     {shard}.idx.npy     INDEX_DTYPE [num_samples]: where each sample lies in the tar, its tokens, its digest
     manifest.json       everything that determines the folder's content, with size and sha256 of every file
     manifest.json.sha256  written last: the folder is complete iff it is there and matches
     run.json            what may differ between equal runs (time, host, worker count)
 
-The tars are byte-reproducible. `cu_seqlens` are document bounds inside the sample, 0 first and T last.
+The tars are byte-reproducible. `cu_seqlens` are document bounds inside the sample, 0 first and T last. A
+sample's meta.json is {"documents": [...]}, one entry for each document or piece of one: "id" (unique over the
+folder), "start" and "end" (the piece's tokens within its document), "tokens" (of the whole document) and
+"origin" (where its text lies: bytes, and the row of a JSONL or parquet file). A sample's key is
+`{unit}-{number in unit}`; a shard's name is `shard-{unit}-{number in unit}`: both depend on the input and the
+configuration alone.
 """
 
 import hashlib
@@ -53,7 +58,10 @@ class PackedSample:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar and its index as the manifest lists them; sizes in bytes, digests as sha256 hex."""
+    """One tar and its index as the manifest lists them; sizes in bytes, digests as sha256 hex.
+
+    `name` is the stem that both share.
+    """
 
     name: str
     size: int
@@ -63,15 +71,29 @@ class ShardEntry:
     num_samples: int
     num_tokens: int
 
+    @property
+    def tar_name(self) -> str:
+        return f"{self.name}.tar"
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.name}.idx.npy"
+
 
 @dataclass
 class Manifest:
-    """manifest.json. Nothing in it depends on time, host or the number of workers."""
+    """manifest.json. Nothing in it depends on time, host or the number of workers.
+
+    `packing` and `reading` are the parameters of those names; `inputs` lists every file with its size,
+    sha256, and what was dropped from it; `dropped` sums that up as {"files" | "documents" | "tokens":
+    {reason: count}}; `totals` are the shards' samples, tokens and documents.
+    """
 
     tokenizer_name: str
     tokenizer_sha256: str
     seq_len: int
     packing: dict
+    reading: dict
     shards: list[ShardEntry]
     inputs: list[dict]
     dropped: dict
@@ -97,12 +119,14 @@ class Manifest:
             raise DataError(f"data folder {folder} does not exist; make one with launchers/prepare.py")
         if not path.is_file() or not mark.is_file():
             raise DataError(
-                f"data folder {folder} is not finished ({MANIFEST_DIGEST_NAME} is written last and is missing); "
+                f"data folder {folder} is not finished ({MANIFEST_DIGEST_NAME}, written last, is missing); "
                 f"run launchers/prepare.py on it again"
             )
         raw = path.read_bytes()
-        if hashlib.sha256(raw).hexdigest() != mark.read_text().split()[0]:
-            raise DataError(f"{path} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written")
+        if mark.read_bytes() != completion_mark(raw):
+            raise DataError(
+                f"{path} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written"
+            )
         fields = json.loads(raw)
         if fields.get("format_version") != FORMAT_VERSION:
             raise DataError(
@@ -110,6 +134,11 @@ class Manifest:
             )
         fields["shards"] = [ShardEntry(**s) for s in fields["shards"]]
         return cls(**fields)
+
+
+def completion_mark(manifest: bytes) -> bytes:
+    """Content of manifest.json.sha256, in the format that `sha256sum --check` reads."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_NAME}\n".encode()
 
 
 def tokenizer_fingerprint(tokenizer_json: Path) -> str:
@@ -135,8 +164,7 @@ def decode_sample(raw: bytes, where: str) -> PackedSample:
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
-        keys = {name.split(".", 1)[0] for name in members}
-        (key,) = keys
+        (key,) = {name.split(".", 1)[0] for name in members}
         parts = {name.split(".", 1)[1]: content for name, content in members.items()}
         arrays = {
             name[: -len(".npy")]: np.load(io.BytesIO(content), allow_pickle=False)
@@ -144,9 +172,13 @@ def decode_sample(raw: bytes, where: str) -> PackedSample:
             if name.endswith(".npy")
         }
         sample = PackedSample(
-            key, arrays["input_ids"], arrays["cu_seqlens"], arrays.get("loss_mask"), json.loads(parts["meta.json"])
+            key,
+            arrays["input_ids"],
+            arrays["cu_seqlens"],
+            arrays.get("loss_mask"),
+            json.loads(parts["meta.json"]),
         )
-    except (tarfile.TarError, ValueError, KeyError, IndexError) as error:
+    except (tarfile.TarError, ValueError, KeyError, IndexError, EOFError) as error:
         raise DataError(f"{where}: not a packed sample ({error})") from error
     _check_sample(sample, where)
     return sample
@@ -160,3 +192,6 @@ def _check_sample(sample: PackedSample, where: str) -> None:
         raise DataError(f"{where}: cu_seqlens must rise from 0 to the {len(ids)} tokens of the sample")
     if mask is not None and (mask.dtype != np.uint8 or mask.shape != ids.shape):
         raise DataError(f"{where}: loss_mask must be uint8 [{len(ids)}]")
+    documents = sample.meta.get("documents") if isinstance(sample.meta, dict) else None
+    if not isinstance(documents, list) or len(documents) != len(bounds) - 1:
+        raise DataError(f"{where}: meta.json must list the {len(bounds) - 1} documents of cu_seqlens")
