@@ -1,0 +1,50 @@
+"""Which kernels the cells run on: decided once per device type, logged, overridable by a test."""
+
+import functools
+import importlib.util
+import logging
+from typing import Literal
+
+import torch
+
+logger = logging.getLogger(__name__)
+Backend = Literal["torch", "fla"]
+
+
+@functools.cache
+def _resolve(device_type: str) -> Backend:
+    if device_type != "cuda":
+        return "torch"
+    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        logger.warning(
+            "AHN cells run as plain torch on CUDA, several times slower than they could: %s not installed "
+            "(pip install -r requirements.txt -r requirements-gpu.txt)",
+            " and ".join(missing),
+        )
+        return "torch"
+    logger.info("AHN cells run on fla's Triton kernels")
+    return "fla"
+
+
+_override: Backend | None = None
+
+
+def resolve_backend(device: torch.device) -> Backend:
+    """`fla` on CUDA when it can be imported, else `torch`."""
+    return _override or _resolve(device.type)
+
+
+class use_backend:
+    """Context manager that forces a backend, for tests and parity checks."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> None:
+        global _override
+        self._previous, _override = _override, self._backend
+
+    def __exit__(self, *_: object) -> None:
+        global _override
+        _override = self._previous
