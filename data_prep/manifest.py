@@ -24,6 +24,7 @@ from pipeline.data.shard_format import (
 
 UNITS_FOLDER = ".units"
 PLAN_NAME = "plan.json"
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class UnitReceipt:
     text_bytes: int
 
     def save(self, folder: Path) -> None:
-        write_file(_receipt_path(folder, self.unit), _json_bytes(asdict(self)))
+        write_file(_receipt_path(folder, self.unit), json_bytes(asdict(self)))
 
 
 def load_receipt(folder: Path, unit: int) -> UnitReceipt | None:
@@ -78,7 +79,7 @@ def _receipt_path(folder: Path, unit: int) -> Path:
     return folder / UNITS_FOLDER / f"{unit:05d}.json"
 
 
-def _json_bytes(content: dict) -> bytes:
+def json_bytes(content: dict) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -167,3 +168,26 @@ def _parameters(manifest: Manifest) -> dict[str, object]:
         **manifest.packing,
         **manifest.reading,
     }
+
+
+def describe(manifest: Manifest) -> str:
+    """What the folder holds and what was left out of it, in a few lines."""
+    totals = manifest.totals
+    lines = [
+        f"{totals['tokens']:,} tokens of {totals['documents']:,} documents in {totals['samples']:,} samples "
+        f"of up to {manifest.seq_len:,} ({len(manifest.shards)} shards); fingerprint {manifest.sha256[:12]}"
+    ]
+    skipped = {reason: count for reason, count in manifest.dropped["files"].items() if count}
+    if skipped:
+        lines.append("files left out: " + _counts(skipped))
+    if manifest.dropped["documents"]:
+        lines.append("documents dropped: " + _counts(manifest.dropped["documents"]))
+        affected = [entry for entry in manifest.inputs if entry["dropped"]]
+        lines += [f"  {entry['name']}: {_counts(entry['dropped'])}" for entry in affected[:MAX_LISTED]]
+        if len(affected) > MAX_LISTED:
+            lines.append(f"  and {len(affected) - MAX_LISTED} more files: see {MANIFEST_NAME}")
+    return "\n".join(lines)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))

@@ -7,7 +7,6 @@ number of ranks therefore agrees on who reads what by arithmetic alone: with `b`
 """
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict, deque
@@ -20,12 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.shard_format import (
-    INDEX_DTYPE,
     DataError,
     Manifest,
     PackedSample,
-    ShardEntry,
     decode_sample,
+    load_index,
     sample_digest,
 )
 
@@ -50,12 +48,10 @@ class PackedDataset:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        self._indexes = [_load_index(self.folder, entry) for entry in self.manifest.shards]
+        self._indexes = [load_index(self.folder, entry) for entry in self.manifest.shards]
         counts = [entry.num_samples for entry in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._files: OrderedDict[int, int] = (
-            OrderedDict()
-        )  # shard -> file descriptor, least recently used first
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, least recently used first
         self._files_lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -86,16 +82,12 @@ class PackedDataset:
         raw = self._read(shard, path, int(row["offset"]), int(row["length"]))
         where = f"{path}: sample {number} of the shard (number {index} of the folder)"
         if not np.array_equal(sample_digest(raw), row["digest"]):
-            raise DataError(
-                f"{where} is damaged: its bytes do not match the index; restore the file or prepare again"
-            )
+            raise DataError(f"{where} is damaged: its bytes do not match the index; restore the file or prepare again")
         return decode_sample(raw, where)
 
     def _read(self, shard: int, path: Path, offset: int, length: int) -> bytes:
         try:
-            with (
-                self._files_lock
-            ):  # held while reading, so that no other thread closes the descriptor meanwhile
+            with self._files_lock:  # held while reading, so that no other thread closes the descriptor meanwhile
                 file = self._open(shard, path)
                 return os.pread(file, length, offset)
         except OSError as error:
@@ -118,30 +110,6 @@ class PackedDataset:
     def __del__(self) -> None:
         if hasattr(self, "_files"):  # a folder that was refused never got that far
             self.close()
-
-
-def _load_index(folder: Path, entry: ShardEntry) -> np.ndarray:
-    """One shard's index, INDEX_DTYPE [num_samples], checked (with the tar's size) against the manifest."""
-    for name, size in ((entry.tar_name, entry.size), (entry.index_name, entry.index_size)):
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path} is missing though the manifest lists it")
-        if path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
-    path = folder / entry.index_name
-    raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
-        raise DataError(f"{path} does not match its sha256 in the manifest")
-    index = np.load(io.BytesIO(raw), allow_pickle=False)
-    if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
-        raise DataError(
-            f"{path} holds {index.dtype} {index.shape}, not the index of {entry.num_samples} samples"
-        )
-    if int(index["tokens"].sum()) != entry.num_tokens:
-        raise DataError(
-            f"{path} adds up to {index['tokens'].sum()} tokens, the manifest says {entry.num_tokens}"
-        )
-    return index
 
 
 def sample_order(seed: int, epoch: int, num_samples: int, fingerprint: str) -> np.ndarray:

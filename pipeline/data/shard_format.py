@@ -32,9 +32,7 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_DIGEST_NAME = "manifest.json.sha256"
 RUN_INFO_NAME = "run.json"
 DIGEST_BYTES = 16
-INDEX_DTYPE = np.dtype(
-    [("offset", "<i8"), ("length", "<i8"), ("tokens", "<i8"), ("digest", "u1", (DIGEST_BYTES,))]
-)
+INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("tokens", "<i8"), ("digest", "u1", (DIGEST_BYTES,))])
 
 
 class DataError(UserError):
@@ -124,9 +122,7 @@ class Manifest:
             )
         raw = path.read_bytes()
         if mark.read_bytes() != completion_mark(raw):
-            raise DataError(
-                f"{path} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written"
-            )
+            raise DataError(f"{path} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written")
         fields = json.loads(raw)
         if fields.get("format_version") != FORMAT_VERSION:
             raise DataError(
@@ -148,6 +144,30 @@ def tokenizer_fingerprint(tokenizer_json: Path) -> str:
         content.pop(volatile, None)
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_index(folder: Path, entry: ShardEntry) -> np.ndarray:
+    """One shard's index, INDEX_DTYPE [num_samples], checked (with the tar's size) against the manifest.
+
+    Raises:
+        DataError: names the file that is missing or does not match.
+    """
+    for name, size in ((entry.tar_name, entry.size), (entry.index_name, entry.index_size)):
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing though the manifest lists it")
+        if path.stat().st_size != size:
+            raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
+    path = folder / entry.index_name
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
+        raise DataError(f"{path} does not match its sha256 in the manifest")
+    index = np.load(io.BytesIO(raw), allow_pickle=False)
+    if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
+        raise DataError(f"{path} holds {index.dtype} {index.shape}, not the index of {entry.num_samples} samples")
+    if int(index["tokens"].sum()) != entry.num_tokens:
+        raise DataError(f"{path} adds up to {index['tokens'].sum()} tokens, the manifest says {entry.num_tokens}")
+    return index
 
 
 def sample_digest(raw: bytes) -> np.ndarray:
