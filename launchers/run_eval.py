@@ -1,0 +1,52 @@
+"""Measures a trained AHN on held-out documents: KL to full attention and perplexity, past the window.
+
+    python launchers/run_eval.py --model RUN/adapter --data HELDOUT --output EVAL --window_size 96
+    torchrun --nproc_per_node 2 launchers/run_eval.py ...        (also: deepspeed --num_gpus 2, mpiexec -n 2)
+
+Writes report.html, report.json and documents.jsonl. A stopped evaluation goes on from what is finished.
+"""
+
+from pipeline.config import EvalConfig, parse_cli
+from pipeline.data.loader import PackedDataset
+from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.errors import UserError, run_cli
+from pipeline.evaluation.documents import select_pieces
+from pipeline.evaluation.model_files import find_tokenizer_json, resolve_model
+from pipeline.evaluation.ranks import find_rank
+from pipeline.evaluation.training_curve import read_training_curve
+
+
+def main() -> None:
+    config = parse_cli(EvalConfig)
+    files = resolve_model(config.model, config.base)
+    window = files.choose_window(config.num_sink_tokens, config.window_size)
+    if window is None:
+        raise UserError(
+            f"--model {config.model} is a plain base without a memory; give an adapter or merged model"
+        )
+    dataset = PackedDataset(config.data)
+    if tokenizer_fingerprint(find_tokenizer_json(files.tokenizer)) != dataset.manifest.tokenizer_sha256:
+        raise UserError(
+            f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name}, not as {files.tokenizer} "
+            f"does it; prepare it with --tokenizer {files.tokenizer}"
+        )
+    if config.run is not None:
+        read_training_curve(config.run)
+    pieces = select_pieces(dataset, window.lossless_budget, config.max_documents, config.pieces_per_document)
+    ranks = find_rank()
+
+    from pipeline.evaluation.runner import evaluate
+
+    summary = evaluate(config, files, window, dataset, pieces, ranks)
+    if summary is not None:
+        kl, ppl = summary["kl"], summary["ppl"]
+        scored = f"{summary['num_documents']} documents, {summary['num_tokens']:,} tokens"
+        print(f"{scored} past W = {window.lossless_budget}")
+        for name in ("full", "window", "ahn"):
+            print(f"  {name:<8} KL {kl.get(name, 0.0):.4f}   perplexity {ppl[name]:.3f}")
+        print(f"  KL recovered {kl['recovered']:.1%}, 95 % interval {kl['recovered_ci95']}")
+        print(f"report: {config.output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,49 @@
+"""Where a result comes from: weights, data and machine, as the report prints them."""
+
+import hashlib
+import os
+import platform
+from datetime import datetime, timezone
+
+import torch
+import transformers
+
+from pipeline.data.loader import PackedDataset
+from pipeline.evaluation.model_files import ModelFiles
+from pipeline.model.adapter import ADAPTER_WEIGHTS, base_fingerprint
+
+
+def weights_fingerprint(files: ModelFiles) -> str:
+    """Names the weights of an adapter (exact; its base is checked when it is loaded) or of a whole model."""
+    if files.kind == "adapter":
+        return hashlib.sha256((files.folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+    return base_fingerprint(str(files.folder))
+
+
+def describe(
+    files: ModelFiles, fingerprint: str, dataset: PackedDataset, dtype: torch.dtype, num_ranks: int
+) -> dict[str, dict[str, str]]:
+    """Sections of name -> value."""
+    on_cuda = torch.cuda.is_available()
+    weights = {"model": f"{files.folder} ({files.kind})", "sha256": fingerprint}
+    if files.base is not None:
+        weights |= {"base": files.base, "base fingerprint": base_fingerprint(files.base)}
+    return {
+        "Weights": weights,
+        "Data": {
+            "folder": str(dataset.folder),
+            "manifest sha256": dataset.fingerprint,
+            "tokenizer": dataset.manifest.tokenizer_name,
+            "tokenizer sha256": dataset.manifest.tokenizer_sha256,
+        },
+        "Machine": {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "processes": f"{num_ranks}, with {torch.get_num_threads()} CPU threads each",
+            "device": torch.cuda.get_device_name()
+            if on_cuda
+            else f"{os.cpu_count()} x {platform.machine()} CPU",
+            "base dtype": str(dtype).removeprefix("torch."),
+            "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}",
+        },
+    }

@@ -1,0 +1,100 @@
+"""What a model folder holds, answered before torch is imported: its kind, tokenizer and window."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.attention.window import WindowSpec
+from pipeline.errors import UserError
+
+ADAPTER_CONFIG = "ahn_config.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A folder as --model names it.
+
+    `base` is an adapter's base (folder or hub id), None for a whole model. `window` is what the memory was
+    stored with, None for a plain base.
+    """
+
+    folder: Path
+    kind: Literal["adapter", "merged", "base"]
+    base: str | None
+    window: WindowSpec | None
+
+    @property
+    def tokenizer(self) -> str:
+        """Folder or hub id that the tokenizer comes from."""
+        return self.base or str(self.folder)
+
+    def choose_window(self, num_sink_tokens: int | None, window_size: int | None) -> WindowSpec | None:
+        """The stored window with whichever flag was given in its place; None for a plain base.
+
+        Raises:
+            UserError: a flag for a plain base.
+        """
+        if self.window is None:
+            for flag, value in (("num_sink_tokens", num_sink_tokens), ("window_size", window_size)):
+                if value is not None:
+                    raise UserError(
+                        f"--{flag} {value}: --model {self.folder} is a plain base, which has no window"
+                    )
+            return None
+        sinks = self.window.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
+        return WindowSpec(sinks, self.window.window_size if window_size is None else window_size)
+
+
+def resolve_model(model: Path, base: str | None) -> ModelFiles:
+    """Looks at the folder that --model names.
+
+    Raises:
+        UserError: no such folder, not a model, or an adapter whose base is not on this machine.
+    """
+    if not model.is_dir():
+        raise UserError(f"--model {model}: no such folder; give an adapter, a merged model or a base model")
+    if (model / ADAPTER_CONFIG).is_file():
+        settings = json.loads((model / ADAPTER_CONFIG).read_bytes())
+        window = WindowSpec(settings["num_sink_tokens"], settings["window_size"])
+        return ModelFiles(model, "adapter", _resolve_base(model, settings["base_model"], base), window)
+    if not (model / "config.json").is_file():
+        raise UserError(f"--model {model} holds neither {ADAPTER_CONFIG} (adapter) nor config.json (model)")
+    if base is not None:
+        raise UserError(f"--base {base}: --model {model} is a whole model; only an adapter needs a base")
+    memory = json.loads((model / "config.json").read_bytes()).get("ahn")
+    if memory is None:
+        return ModelFiles(model, "base", None, None)
+    return ModelFiles(model, "merged", None, WindowSpec(memory["num_sink_tokens"], memory["window_size"]))
+
+
+def _resolve_base(adapter: Path, named: str, given: str | None) -> str:
+    base = named if given is None else given
+    if (Path(base) / "config.json").is_file() or (HUB_ID.fullmatch(base) and not Path(base).exists()):
+        return base
+    origin = f"--model {adapter} was trained on {named}, which" if given is None else f"--base {given}"
+    raise UserError(
+        f"{origin} is not a model folder on this machine; give the base model's folder with --base"
+    )
+
+
+def find_tokenizer_json(tokenizer: str) -> Path:
+    """tokenizer.json of a folder or of a hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(tokenizer)
+    if folder.is_dir():
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(f"{folder} has no tokenizer.json")
+        return folder / "tokenizer.json"
+    from huggingface_hub import hf_hub_download  # only for hub ids
+
+    try:
+        return Path(hf_hub_download(tokenizer, "tokenizer.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the hub gave no tokenizer.json for {tokenizer}: {reason}") from error
