@@ -1,0 +1,93 @@
+"""Packed samples -> one micro-batch for the model: a single row of documents, no padding.
+
+Each sample brings its drawn window; documents never see each other (Document bounds say so), so samples are simply
+laid end to end. The teacher reads the same row with full attention.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pipeline.attention.window import Document, WindowSpec
+from pipeline.data.shard_format import PackedSample
+from pipeline.losses.positions import supervised_positions
+
+
+@dataclass(frozen=True)
+class DrawnSample:
+    """A sample in its place of the global order, with its window (None: nothing of it is supervised)."""
+
+    global_index: int
+    sample: PackedSample
+    window: WindowSpec | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of N tokens with M supervised hidden states.
+
+    `input_ids` and `position_ids` (from 0 in each document): int64 [1, N]. `positions`: int64 [M], indices into the
+    row; the hidden state at p predicts token p + 1. `targets`: int64 [M], that token. `sample_of_position`: int64 [M]
+    (numpy), index into `samples`. `num_tokens` counts the samples' tokens.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    documents: tuple[Document, ...]
+    positions: torch.Tensor
+    targets: torch.Tensor
+    sample_of_position: np.ndarray
+    samples: tuple[DrawnSample, ...]
+    num_tokens: int
+
+    @property
+    def num_supervised_samples(self) -> int:
+        return len(np.unique(self.sample_of_position))
+
+    @property
+    def teacher_documents(self) -> tuple[Document, ...]:
+        """The same documents under full attention, memory off."""
+        return tuple(replace(document, window=None) for document in self.documents)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
+        moved = {n: getattr(self, n).to(device) for n in ("input_ids", "position_ids", "positions", "targets")}
+        return replace(self, **moved)
+
+
+def collate(samples: Sequence[DrawnSample]) -> Batch:
+    """Lays samples end to end.
+
+    A batch without any supervised position becomes a stand-in of two tokens whose second one reads a memory of the
+    first: forward and backward still pass through every module, with a zero loss, so that this rank's collectives
+    match those of ranks that have work, and cost next to nothing.
+    """
+    token_rows, documents, positions, owners, start = [], [], [], [], 0
+    for number, drawn in enumerate(samples):
+        sample, bounds = drawn.sample, drawn.sample.cu_seqlens
+        token_rows.append(sample.input_ids.astype(np.int64))
+        documents += [Document(0, start + int(a), start + int(b), drawn.window) for a, b in itertools.pairwise(bounds)]
+        if drawn.window is not None:
+            found = supervised_positions(bounds, drawn.window.lossless_budget, sample.loss_mask)
+            positions.append(found + start)
+            owners.append(np.full(len(found), number, np.int64))
+        start += len(sample.input_ids)
+    num_tokens = start
+    tokens = np.concatenate(token_rows)
+    flat_positions = np.concatenate([np.empty(0, np.int64), *positions])
+    if len(flat_positions) == 0:
+        tokens, documents = np.zeros(2, np.int64), [Document(0, 0, 2, WindowSpec(0, 1))]
+    position_ids = np.concatenate([np.arange(d.length) for d in documents])
+    return Batch(
+        input_ids=torch.from_numpy(tokens)[None],
+        position_ids=torch.from_numpy(position_ids)[None],
+        documents=tuple(documents),
+        positions=torch.from_numpy(flat_positions),
+        targets=torch.from_numpy(tokens[flat_positions + 1]),
+        sample_of_position=np.concatenate([np.empty(0, np.int64), *owners]),
+        samples=tuple(samples),
+        num_tokens=num_tokens,
+    )

@@ -1,0 +1,85 @@
+"""Everything that can be refused before torch is imported and the model loaded. Seconds, on every rank alike."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import TrainRunConfig, require
+from pipeline.data.loader import PackedDataset
+from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.errors import UserError
+from pipeline.training.deepspeed_config import load_deepspeed_config
+from pipeline.training.run_folder import check_run_folder
+from pipeline.training.schedules import SMALLEST_BUDGET, window_candidates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with what was read to check it."""
+
+    config: TrainRunConfig
+    dataset: PackedDataset
+    deepspeed: dict[str, Any]
+
+
+def preflight(config: TrainRunConfig) -> Plan:
+    """Checks the configuration against the files it names.
+
+    Raises:
+        UserError: one line that names the flag or file, what was found and what would work.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size)
+    tokenizer = find_tokenizer(config.model)
+    dataset = PackedDataset(config.data)
+    require(len(dataset) > 0, f"--data {config.data} holds no samples")
+    expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
+    require(
+        expected == found,
+        f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name} ({expected[:12]}), which is not "
+        f"the tokenizer of --model {config.model} ({found[:12]}); prepare the data with --tokenizer {config.model}",
+    )
+    check_sequence_length(config, dataset.manifest.seq_len)
+    check_run_folder(config, dataset.fingerprint)
+    return Plan(config, dataset, deepspeed)
+
+
+def find_tokenizer(model: str) -> Path:
+    """tokenizer.json of a local model folder or of a hub id.
+
+    Raises:
+        UserError: there is no such model, or it has no tokenizer.json.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        require((folder / "config.json").is_file(), f"--model {model} has no config.json; name a model folder")
+        require((folder / "tokenizer.json").is_file(), f"--model {model} has no tokenizer.json")
+        return folder / "tokenizer.json"
+    require(
+        model.count("/") == 1 and not model.startswith((".", "/", "~")),
+        f"--model {model} does not exist; name a model folder or a hub id (owner/name)",
+    )
+    from huggingface_hub import hf_hub_download  # not needed for local folders
+
+    try:
+        return Path(hf_hub_download(model, "tokenizer.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--model {model} is no local folder, and the hub gave no tokenizer.json: {reason}") from error
+
+
+def check_sequence_length(config: TrainRunConfig, seq_len: int) -> None:
+    """Refuses data in which no document can be long enough for anything to be supervised.
+
+    Raises:
+        UserError: names the data, its sequence length and the smallest lossless budget.
+    """
+    # A document of W + 1 tokens evicts one token, but its only memory reader has no target.
+    fitting = [budget for budget, _ in window_candidates(seq_len, config.window) if budget + 2 <= seq_len]
+    smallest = SMALLEST_BUDGET if config.window.budgets is None else min(config.window.budgets)
+    require(
+        bool(fitting),
+        f"--data {config.data} has sequence length {seq_len}, below the smallest lossless budget {smallest} + 2 "
+        f"tokens, so nothing would ever be supervised; prepare longer samples or lower --window.budgets",
+    )

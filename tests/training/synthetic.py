@@ -1,0 +1,59 @@
+"""A tiny Qwen2 and small packed data folders, made in a second, for tests of training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from data_prep.manifest import complete_folder
+from data_prep.packing import Pack
+from data_prep.shard_writer import ShardWriter
+from pipeline.data.shard_format import Manifest, tokenizer_fingerprint
+
+VOCABULARY = 97
+
+
+def make_model(folder: Path, *, tied: bool = True) -> Path:
+    """A 2-layer Qwen2 (32 hidden, 4 query and 2 key heads) with a tokenizer.json."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def make_data(folder: Path, model: Path, documents: Sequence[Sequence[int]], seq_len: int) -> Path:
+    """A finished data folder: one sample for each list of document lengths, with random tokens."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder, unit=0, shard_bytes=1 << 30) as writer:
+        for lengths in documents:
+            tokens = generator.integers(0, VOCABULARY, sum(lengths), dtype=np.uint32)
+            bounds = np.cumsum([0, *lengths], dtype=np.int32)
+            writer.write(Pack(tokens, bounds, [{"id": f"doc-{i}"} for i in range(len(lengths))]))
+    manifest = Manifest(
+        tokenizer_name=str(model),
+        tokenizer_sha256=tokenizer_fingerprint(model / "tokenizer.json"),
+        seq_len=seq_len,
+        packing={"method": "concat"},
+        reading={},
+        shards=writer.entries,
+        inputs=[],
+        dropped={},
+    )
+    complete_folder(folder, manifest)
+    return folder
