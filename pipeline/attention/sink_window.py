@@ -104,7 +104,7 @@ def _block_mask(
 
 
 def _flex_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, scale: float) -> Tensor:
-    mask = _flex_block_mask(window, q.shape[2], q.device)
+    mask = flex_block_mask(window, q.shape[2], q.device)
     return _compiled_flex()(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -114,7 +114,7 @@ def _compiled_flex() -> object:
 
 
 @functools.lru_cache(maxsize=8)
-def _flex_block_mask(window: WindowSpec, length: int, device: torch.device) -> BlockMask:
+def flex_block_mask(window: WindowSpec, length: int, device: torch.device) -> BlockMask:
     """One mask a forward pass: all layers share it."""
     num_sinks = torch.tensor(window.num_sink_tokens, device=device)
     window_size = torch.tensor(window.window_size, device=device)

@@ -1,0 +1,81 @@
+"""A tiny base of each verified family on disk, and AHN models whose memory acts."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from pipeline.attention.window import WindowSpec
+from pipeline.config import MemoryConfig
+from pipeline.model.loading import load_base
+
+VOCAB = 131
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+FAMILIES = {
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=True)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=16)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
+    "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)),
+}
+WINDOW = WindowSpec(num_sink_tokens=4, window_size=12)
+
+
+class Base(NamedTuple):
+    folder: str
+
+    def load(self, dtype=torch.float32):
+        """The base as transformers itself loads it."""
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).eval()
+
+    def load_untrained(self, dtype=torch.float32, window=WINDOW):
+        return load_base(self.folder, memory=MemoryConfig(), window=window, dtype=dtype).eval()
+
+    def load_acting(self, dtype=torch.float64, window=WINDOW):
+        """An AHN model with random, strong memories; float64 throughout where asked."""
+        model = self.load_untrained(dtype if dtype != torch.float64 else torch.float32, window)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".ahn." in name:
+                    parameter.normal_(0, 0.5)
+        return model.double() if dtype == torch.float64 else model
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def base(request, tmp_path_factory):
+    model_class, config = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    torch.manual_seed(1)
+    model = model_class(config)
+    for parameter in model.parameters():  # larger than usual: attention that is far from uniform
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    return Base(str(folder))
+
+
+@pytest.fixture
+def tokens():
+    """[2, 48]; three times the lossless budget."""
+    return torch.randint(1, VOCAB, (2, 48), generator=torch.Generator().manual_seed(3))

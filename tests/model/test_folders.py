@@ -1,0 +1,149 @@
+"""Adapters, merged folders, and what is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.attention.window import WindowSpec
+from pipeline.config import MemoryConfig
+from pipeline.errors import UserError
+from pipeline.model.adapter import ADAPTER_CONFIG, adapter_state, base_fingerprint, save_adapter
+from pipeline.model.loading import load_base, load_model, merge_adapter, set_window
+from tests.model.conftest import SIZES, WINDOW
+
+
+def save(model, base, folder):
+    info = {
+        "base_model": base.folder,
+        "base_fingerprint": base_fingerprint(base.folder),
+        "memory": {"cell": "gated_delta_net", "init": "published"},
+        "num_sink_tokens": WINDOW.num_sink_tokens,
+        "window_size": WINDOW.window_size,
+        "training": {"steps": 3},
+    }
+    save_adapter(folder, adapter_state(model), info)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_round_trips_to_the_last_bit(base, tokens, tmp_path, dtype):
+    model = base.load_acting(dtype)
+    loaded = load_model(str(save(model, base, tmp_path / "adapter")), dtype=dtype).eval()
+    for name, value in adapter_state(model).items():
+        assert value.dtype == torch.float32
+        assert torch.equal(loaded.get_parameter(name), value)
+    assert torch.equal(loaded(tokens, use_cache=False).logits, model(tokens, use_cache=False).logits)
+    assert [n for n, p in loaded.named_parameters() if p.requires_grad] == list(adapter_state(model))
+
+
+def test_saving_again_replaces_the_adapter_and_leaves_nothing_else(base, tmp_path):
+    model, folder = base.load_acting(torch.float32), tmp_path / "adapter"
+    save(model, base, folder)
+    with torch.no_grad():
+        next(iter(adapter_state(model).values())).zero_()
+    save(model, base, folder)
+    name, value = next(iter(adapter_state(load_model(str(folder), dtype=torch.float32)).items()))
+    assert not value.any(), name
+    assert sorted(f.name for f in folder.iterdir()) == ["ahn_config.json", "model.safetensors"]
+
+
+LOAD_MERGED = """
+import sys, torch, pipeline
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    logits = model(torch.tensor([eval(sys.argv[2])]), use_cache=False).logits
+torch.save((type(model).__name__, model.config.ahn, str(model.dtype), logits), sys.argv[3])
+assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if ".ahn." in n)
+"""
+
+
+@torch.no_grad()
+def test_a_merged_folder_loads_with_auto_classes_in_a_fresh_process(base, tokens, tmp_path):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    tokenizer.save_pretrained(base.folder)
+    model = base.load_acting(torch.bfloat16)
+    adapter = save(model, base, tmp_path / "adapter")
+    merge_adapter(adapter, tmp_path / "merged", dtype=torch.bfloat16)
+    result = tmp_path / "result.pt"
+    command = [sys.executable, "-c", LOAD_MERGED, tmp_path / "merged", str(tokens[0].tolist()), result]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    name, ahn, dtype, logits = torch.load(result, weights_only=True)
+    assert name.startswith("AHN")
+    assert (ahn["num_sink_tokens"], ahn["window_size"], dtype) == (4, 12, "torch.bfloat16")
+    assert torch.equal(logits, model(tokens[:1], use_cache=False).logits)
+    with pytest.raises(UserError, match="already exists"):
+        merge_adapter(adapter, tmp_path / "merged", dtype=torch.bfloat16)
+
+
+def test_another_base_is_refused(base, tmp_path):
+    adapter = save(base.load_acting(torch.float32), base, tmp_path / "adapter")
+    other = base.load()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.0001)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="fingerprint"):
+        load_model(str(adapter), dtype=torch.float32, base=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="nowhere"):
+        load_model(str(adapter), dtype=torch.float32, base=str(tmp_path / "nowhere"))
+
+
+def test_a_torn_adapter_is_refused(base, tmp_path):
+    adapter = save(base.load_acting(torch.float32), base, tmp_path / "adapter")
+    weights = adapter / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="adapter"):
+        load_model(str(adapter), dtype=torch.float32)
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UserError):
+        load_model(str(adapter), dtype=torch.float32)
+
+
+@torch.no_grad()
+def test_the_window_of_a_loaded_model_can_be_changed(base, tokens):
+    model = base.load_acting()
+    set_window(model, WindowSpec(0, 48))
+    torch.testing.assert_close(model(tokens).logits, base.load().double()(tokens).logits, rtol=0, atol=1e-9)
+
+
+def test_memories_are_a_function_of_the_seed(base):
+    def state(seed):
+        model = load_base(base.folder, memory=MemoryConfig(), window=WINDOW, dtype=torch.float32, seed=seed)
+        return adapter_state(model)
+
+    first, again, other = state(1), state(1), state(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    gates = [value for name, value in first.items() if name.endswith("A_log")]
+    assert not torch.equal(gates[0], gates[1])
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "reason"),
+    [
+        (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=16), "sliding_window = 16"),
+        (Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=16), "sliding_attention"),
+        (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50), "gpt2"),
+    ],
+    ids=["mistral-sliding", "gemma2", "gpt2"],
+)
+def test_a_base_that_cannot_be_augmented_is_refused_by_reason(model_class, config, reason, tmp_path):
+    model_class(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        load_base(str(tmp_path), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32)
