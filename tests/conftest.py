@@ -1,0 +1,39 @@
+"""Fixtures that several parts of the suite share."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+TINY_VOCAB_SIZE = 320
+TINY_SPECIAL_TOKENS = ["<|begin|>", "<|end|>"]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level BPE tokenizer of TINY_VOCAB_SIZE tokens; BOS by post-processor, EOS `<|end|>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCAB_SIZE,
+        special_tokens=TINY_SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    assert tokenizer.get_vocab_size() == TINY_VOCAB_SIZE
+    begin = TINY_SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": TINY_SPECIAL_TOKENS[1],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,114 @@
+"""Token ids: those of the model's own fast tokenizer, special tokens as text, BOS and EOS where they belong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, processors
+
+from data_prep.readers import RawDocument
+from data_prep.tokenization import DocumentTokenizer, resolve_tokenizer
+from pipeline.data.shard_format import DataError
+
+SMOLLM2 = Path(__file__).parents[2] / ".cache" / "smollm2-135m"
+TEXTS = [
+    "def f(x):\n\treturn x  # <|end|> <|im_end|> <|endoftext|>",
+    " leading, Ünïcode, 漢字 🙂 e\u0301\r\n",
+    "",
+    "a" * 5000,
+    Path(__file__).read_text(),
+]
+
+
+def _tokenise(folder: Path, texts: list[str], append_eos: bool) -> list[list[int]]:
+    tokenizer = DocumentTokenizer(resolve_tokenizer(str(folder), append_eos))
+    documents = [RawDocument(str(i), {"bytes": len(t.encode())}, t) for i, t in enumerate(texts)]
+    return [document.input_ids.tolist() for document in tokenizer.tokenise(documents)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["tiny", "smollm2"])
+def test_ids_equal_the_fast_tokenizer_of_transformers(which: str, tiny_tokenizer: Path) -> None:
+    folder = tiny_tokenizer if which == "tiny" else SMOLLM2
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is made by launchers/demo/fetch_model.py")
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(folder)
+    expected = [reference(text, split_special_tokens=True)["input_ids"] for text in TEXTS]
+    assert _tokenise(folder, TEXTS, append_eos=False) == expected
+    with_eos = [[*ids, reference.eos_token_id] for ids in expected]
+    assert _tokenise(folder, TEXTS, append_eos=True) == with_eos
+
+
+def test_special_tokens_in_a_document_stay_text(tiny_tokenizer: Path) -> None:
+    ids = _tokenise(tiny_tokenizer, ["<|begin|>a<|end|>"], append_eos=True)[0]
+    assert ids[0] == 0 and ids[-1] == 1
+    assert 0 not in ids[1:] and 1 not in ids[:-1]
+
+
+def test_truncation_and_padding_left_in_the_file_are_ignored(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert _tokenise(tmp_path, TEXTS, append_eos=False) == _tokenise(tiny_tokenizer, TEXTS, append_eos=False)
+    fingerprints = {resolve_tokenizer(str(f), append_eos=False).sha256 for f in (tmp_path, tiny_tokenizer)}
+    assert len(fingerprints) == 1
+
+
+def test_eos_is_not_doubled_where_the_tokenizer_adds_it_itself(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    shutil.copy(tiny_tokenizer / "tokenizer_config.json", tmp_path)
+    assert _tokenise(tmp_path, ["abc"], append_eos=True)[0].count(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "eos"),
+    [
+        ({"tokenizer_config.json": {"eos_token": {"content": "<|end|>"}}}, 1),
+        ({"generation_config.json": {"eos_token_id": 0}}, 0),
+        ({"generation_config.json": {"eos_token_id": [1, 0]}}, 1),
+        ({"tokenizer_config.json": {"eos_token": "<|end|>"}, "generation_config.json": {"eos_token_id": 0}}, 1),
+    ],
+)
+def test_where_eos_comes_from(tiny_tokenizer: Path, tmp_path: Path, files: dict, eos: int) -> None:
+    shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert resolve_tokenizer(str(tmp_path), append_eos=True).eos_token_id == eos
+
+
+def _broken(folder: Path, tiny: Path, kind: str) -> str:
+    if kind == "no tokenizer":
+        return str(folder)
+    (folder / "tokenizer.json").write_text({"not json": "{", "not a tokenizer": "{}"}.get(kind, ""))
+    if kind in ("no eos", "unknown eos"):
+        shutil.copy(tiny / "tokenizer.json", folder)
+    if kind == "unknown eos":
+        (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no tokenizer", "holds no tokenizer.json"),
+        ("not json", "is not JSON"),
+        ("not a tokenizer", "is not a tokenizer"),
+        ("no eos", "--append_eos: no usable eos_token .* pass --append_eos false"),
+        ("unknown eos", "--append_eos: .*found </s>"),
+    ],
+)
+def test_unusable_tokenizer_is_one_line(tiny_tokenizer: Path, tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        resolve_tokenizer(_broken(tmp_path, tiny_tokenizer, kind), append_eos=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_that_is_no_hub_id_is_refused_without_the_network() -> None:
+    with pytest.raises(DataError, match="--tokenizer /no/such/folder: neither a folder nor a hub id"):
+        resolve_tokenizer("/no/such/folder", append_eos=True)
