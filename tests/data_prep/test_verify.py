@@ -164,6 +164,20 @@ def test_index_that_does_not_match_the_tar(folder: Path, edit: Callable[[np.ndar
         verify_folder(folder)
 
 
+def test_tar_that_goes_on_after_the_last_sample_of_its_index(folder: Path) -> None:
+    path = folder / "shard-00000-000.tar"
+    raw = path.read_bytes()[:-1024] + bytes(512) + b"x" * 512 + bytes(1024)
+    path.write_bytes(raw)
+
+    def relist(manifest: Manifest) -> None:
+        digest = hashlib.sha256(raw).hexdigest()
+        manifest.shards[0] = replace(manifest.shards[0], size=len(raw), sha256=digest)
+
+    _edit_manifest(folder, relist)
+    with pytest.raises(DataError, match="does not end after the last sample"):
+        verify_folder(folder)
+
+
 def _reverse_shards(manifest: Manifest) -> None:
     manifest.shards.reverse()
 
@@ -178,6 +192,10 @@ def _miscount_samples(manifest: Manifest) -> None:
 
 def _miscount_tokens(manifest: Manifest) -> None:
     manifest.shards[0] = replace(manifest.shards[0], num_tokens=4)
+
+
+def _wrong_digest(manifest: Manifest) -> None:
+    manifest.shards[0] = replace(manifest.shards[0], sha256="0" * 64)
 
 
 def _wrong_total(name: str) -> Edit:
@@ -198,6 +216,7 @@ def _smaller_seq_len(manifest: Manifest) -> None:
         (_drop_shard, "shard-00001-000.idx.npy is not listed"),
         (_miscount_samples, "not the index of 4 samples"),
         (_miscount_tokens, "adds up to .* tokens, the manifest says 4"),
+        (_wrong_digest, "shard-00000-000.tar does not match its sha256"),
         (_wrong_total("samples"), "totals 13 samples, the shards hold 12"),
         (_wrong_total("tokens"), "totals 97 tokens, the shards hold 96"),
         (_wrong_total("documents"), "totals 25 documents, the shards hold 24"),
