@@ -55,6 +55,12 @@ def init_distributed() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
+def leave_distributed() -> None:
+    """Leaves the process group together: a rank that just exits can make the others abort in gloo's threads."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def skip_shm_op() -> None:
     """Keeps DeepSpeed from compiling its shared-memory collectives on CPU.
 

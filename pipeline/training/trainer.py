@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.config import to_plain
 from pipeline.data.collate import Batch
 from pipeline.data.shard_format import DataError
-from pipeline.distributed.groups import Ranks, gather_objects, init_distributed
+from pipeline.distributed.groups import Ranks, gather_objects, init_distributed, leave_distributed
 from pipeline.metrics.logger import MetricsLogger
 from pipeline.metrics.plots import write_training_report
 from pipeline.metrics.throughput import peak_memory_gib
@@ -39,6 +39,7 @@ def run_training(plan: Plan, stop: StopFlag) -> None:
     """
     trainer = Trainer(plan, stop, init_distributed())
     trainer.run()
+    leave_distributed()
     if trainer.state.step < plan.config.train.max_steps:
         sys.exit(EXIT_STOPPED)
 

@@ -1,0 +1,82 @@
+"""Starts real ranks for tests: each command in a session of its own that is killed as a whole, also on time-out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.distributed.groups import free_port
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = REPOSITORY / "launchers" / "train.py"
+DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+
+
+@dataclass
+class Finished:
+    returncode: int
+    output: str
+    seconds: float
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a rank, so that results repeat to the last bit; no variables of a surrounding launcher."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)} | extra
+
+
+@contextmanager
+def started(
+    command: Sequence[object], log: Path, env: dict[str, str], cwd: Path | None = None
+) -> Iterator[subprocess.Popen]:
+    """The running command, its output going to `log`; nothing of it is left afterwards."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [str(x) for x in command], stdout=sink, stderr=subprocess.STDOUT, env=env, cwd=cwd, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            kill_group(process)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL to the command and everything it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def run(command: Sequence[object], log: Path, *, timeout: float = 120, cwd: Path | None = None, **env: str) -> Finished:
+    """Runs a command to its end."""
+    begin = time.monotonic()
+    with started(command, log, environment(**env), cwd) as process:
+        returncode = process.wait(timeout)
+    return Finished(returncode, log.read_text(errors="replace"), time.monotonic() - begin)
+
+
+def run_ranks(script: Path, arguments: Sequence[object], folder: Path, *, timeout: float = 120) -> list[Finished]:
+    """Runs `script` as two ranks without a launcher in between, so that each rank's own end is seen."""
+    port, begin = str(free_port()), time.monotonic()
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    command = [sys.executable, script, *arguments]
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with (
+        started(command, logs[0], environment(RANK="0", LOCAL_RANK="0", **address)) as first,
+        started(command, logs[1], environment(RANK="1", LOCAL_RANK="1", **address)) as second,
+    ):
+        codes = [process.wait(max(1.0, timeout - (time.monotonic() - begin))) for process in (first, second)]
+    seconds = time.monotonic() - begin
+    return [Finished(code, log.read_text(errors="replace"), seconds) for code, log in zip(codes, logs, strict=True)]
+
+
+def deepspeed_command(num_ranks: int, arguments: Sequence[object]) -> list[object]:
+    """The command line that the README gives, on a free port."""
+    return [DEEPSPEED, "--num_gpus", num_ranks, "--master_port", free_port(), TRAIN, *arguments]
