@@ -1,7 +1,9 @@
 # Every target sets up what it needs: .venv is made when it is missing or older than requirements.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# One thread a process: two processes with default threads on two cores run up to 20 times slower.
 export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test test-fast drill lint bench demo clean
 help: ## list the targets
@@ -14,3 +16,25 @@ setup: .venv/.complete ## make .venv with everything in requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+test: setup ## every behaviour, on two CPU cores; at most 15 minutes with set-up
+	$(BIN)/python -m pytest -m "not drill" -n 2 --dist loadfile --durations 15
+
+test-fast: setup ## the inner loop: no real language model, no launcher; under 3 minutes
+	$(BIN)/python -m pytest -m "not drill and not slow" -n 2 --dist loadfile
+
+drill: setup ## full matrices and kill counts; up to 3 hours; JSON to docs/results/
+	$(BIN)/python -m pytest -m drill -s
+
+lint: setup ## ruff: style, imports, annotations, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup ## ratios against peers in one process
+	$(BIN)/python -m tests.benchmarks
+
+demo: setup ## distil a memory into a real 135M model and report what it recovers; at most 15 minutes
+	$(BIN)/python launchers/demo/run_demo.py
+
+clean: ## remove .venv, caches and runs
+	rm -rf .venv .cache runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -234,11 +234,55 @@ class GenerateConfig:
         )
 
 
+@dataclass
+class MergeConfig:
+    """Write a base and its adapter as one transformers folder."""
+
+    adapter: Path
+    """Adapter folder (RUN/adapter)."""
+    output: Path
+    """Folder to write; must not exist yet."""
+    base: str | None = None
+    """Base model of the adapter. Default: the one that the adapter names."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """dtype of the base's weights; AHN parameters stay float32."""
+
+
 def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
     require(
         num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"
     )
     require(window_size is None or window_size >= 1, f"--window_size: must be >= 1, found {window_size}")
+
+
+@dataclass
+class ListSourcesConfig:
+    """List the standard library's sources for the demo, split into train.txt and heldout.txt."""
+
+    output: Path
+    """Folder for the two lists."""
+    min_bytes: int = 30 * 1024
+    """Leave out files smaller than this."""
+    held_out_every: int = 4
+    """Hold out every so many files."""
+
+    def __post_init__(self) -> None:
+        require(self.held_out_every >= 2, f"--held_out_every: must be >= 2, found {self.held_out_every}")
+
+
+@dataclass
+class DemoConfig:
+    """The whole way on a small real model and two CPU cores: data, training, evaluation, generation.
+
+    Phases that are finished are not done again.
+    """
+
+    output: Path | None = None
+    """Folder for everything. Default: runs/demo in the repository."""
+    num_documents: int = 18
+    """Held-out documents to evaluate on, one piece of 1,024 tokens each."""
+    max_steps: int | None = None
+    """Training steps. Default: the recipe's."""
 
 
 @dataclass

@@ -1,6 +1,9 @@
 """Fixtures that several parts of the suite share."""
 
+import fcntl
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,4 +39,19 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token": TINY_SPECIAL_TOKENS[1],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, fetched once; skips with the reason where it cannot be had."""
+    repository = Path(__file__).parents[1]
+    folder = repository / ".cache" / "smollm2-135m"
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / "fetch.lock", "w") as lock:  # two test workers, one download
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fetch = [sys.executable, repository / "launchers/demo/fetch_model.py", "--output", folder]
+        done = subprocess.run(fetch, capture_output=True, text=True, timeout=280)
+    if done.returncode != 0:
+        pytest.skip(f"SmolLM2-135M is not to be had: {done.stderr.strip().splitlines()[-1]}")
     return folder

@@ -11,7 +11,6 @@ from data_prep.readers import RawDocument
 from data_prep.tokenization import DocumentTokenizer, resolve_tokenizer
 from pipeline.data.shard_format import DataError
 
-SMOLLM2 = Path(__file__).parents[2] / ".cache" / "smollm2-135m"
 TEXTS = [
     "def f(x):\n\treturn x  # <|end|> <|im_end|> <|endoftext|>",
     " leading, Ünïcode, 漢字 🙂 e\u0301\r\n",
@@ -29,10 +28,8 @@ def _tokenise(folder: Path, texts: list[str], append_eos: bool) -> list[list[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["tiny", "smollm2"])
-def test_ids_equal_the_fast_tokenizer_of_transformers(which: str, tiny_tokenizer: Path) -> None:
-    folder = tiny_tokenizer if which == "tiny" else SMOLLM2
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is made by launchers/demo/fetch_model.py")
+def test_ids_equal_the_fast_tokenizer_of_transformers(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("tiny_tokenizer" if which == "tiny" else "smollm2")
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(folder)

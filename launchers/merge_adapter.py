@@ -1,0 +1,23 @@
+"""Writes a base and its adapter as one folder that AutoModelForCausalLM loads after `import pipeline`.
+
+python launchers/merge_adapter.py --adapter RUN/adapter --output MERGED
+"""
+
+from pipeline.config import MergeConfig, parse_cli
+from pipeline.errors import UserError, run_cli
+
+
+def main() -> None:
+    config = parse_cli(MergeConfig)
+    if not config.adapter.is_dir():
+        raise UserError(f"--adapter {config.adapter}: no such folder")
+    import torch
+
+    from pipeline.model.loading import merge_adapter
+
+    merge_adapter(config.adapter, config.output, dtype=getattr(torch, config.dtype), base=config.base)
+    print(config.output)
+
+
+if __name__ == "__main__":
+    run_cli(main)
