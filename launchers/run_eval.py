@@ -13,6 +13,7 @@ from pipeline.errors import UserError, run_cli
 from pipeline.evaluation.documents import select_pieces
 from pipeline.evaluation.model_files import find_tokenizer_json, resolve_model
 from pipeline.evaluation.ranks import find_rank
+from pipeline.evaluation.summary import format_summary
 from pipeline.evaluation.training_curve import read_training_curve
 
 
@@ -39,12 +40,7 @@ def main() -> None:
 
     summary = evaluate(config, files, window, dataset, pieces, ranks)
     if summary is not None:
-        kl, ppl = summary["kl"], summary["ppl"]
-        scored = f"{summary['num_documents']} documents, {summary['num_tokens']:,} tokens"
-        print(f"{scored} past W = {window.lossless_budget}")
-        for name in ("full", "window", "ahn"):
-            print(f"  {name:<8} KL {kl.get(name, 0.0):.4f}   perplexity {ppl[name]:.3f}")
-        print(f"  KL recovered {kl['recovered']:.1%}, 95 % interval {kl['recovered_ci95']}")
+        print(format_summary(summary))
         print(f"report: {config.output / 'report.html'}")
 
 

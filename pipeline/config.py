@@ -361,7 +361,7 @@ def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
         SystemExit: after --help.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=(cls.__doc__ or "").strip(), exit_on_error=False)
+    parser = ArgumentParser(description=(cls.__doc__ or "").strip(), exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     parser.add_class_arguments(cls, fail_untyped=True)
     try:

@@ -94,16 +94,16 @@ def wait_for_all(pieces: list[Piece], folder: EvaluationFolder) -> list[PieceRec
 
     A process that fails is the launcher's to notice: torchrun, deepspeed and mpiexec then end this one too.
     """
-    with tqdm(total=len(pieces), unit="piece", disable=all(folder.has(p.key) for p in pieces)) as bar:
-        _show_progress(bar, pieces, folder)
-        while bar.n < len(pieces):
+    with tqdm(total=len(pieces), unit="piece", desc="waiting for other ranks", delay=1) as bar:
+        while _show_progress(bar, pieces, folder) < len(pieces):
             time.sleep(POLL_SECONDS)
-            _show_progress(bar, pieces, folder)
     return [folder.read(piece.key) for piece in pieces]
 
 
-def _show_progress(bar: tqdm, pieces: list[Piece], folder: EvaluationFolder) -> None:
-    bar.update(sum(folder.has(piece.key) for piece in pieces) - bar.n)
+def _show_progress(bar: tqdm, pieces: list[Piece], folder: EvaluationFolder) -> int:
+    finished = sum(folder.has(piece.key) for piece in pieces)
+    bar.update(finished - bar.n)
+    return finished
 
 
 def _record(piece: Piece, scores: PieceScores, seconds: float, num_ranks: int) -> PieceRecord:

@@ -84,6 +84,23 @@ def summarise(records: list[PieceRecord], window: WindowSpec, seed: int = 0) -> 
     }
 
 
+def format_summary(summary: dict) -> str:
+    """report.json as a few lines for a terminal."""
+    kl, ppl, window = summary["kl"], summary["ppl"], summary["window"]
+    lines = [
+        f"{summary['num_documents']} held-out documents, {summary['num_tokens']:,} tokens past "
+        f"W = {window['lossless_budget']} (S = {window['num_sink_tokens']}, R = {window['window_size']})",
+        f"{'attention':<22}{'KL to full':>12}{'perplexity':>12}",
+    ]
+    labels = {"full": "full", "window": "sinks + window", "ahn": "sinks + window + AHN"}
+    lines += [f"{labels[name]:<22}{kl.get(name, 0.0):>12.4f}{ppl[name]:>12.3f}" for name in VARIANTS]
+    interval = "no interval for one document"
+    if kl["recovered_ci95"] is not None:
+        low, high = kl["recovered_ci95"]
+        interval = f"95 % interval {low:.1%} to {high:.1%}"
+    return "\n".join([*lines, f"KL recovered: {kl['recovered']:.1%} ({interval})"])
+
+
 @dataclass(frozen=True)
 class PositionBin:
     """Mean KL of the tokens whose distance past the lossless budget lies in [start, end)."""
