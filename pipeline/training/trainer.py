@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import sys
 import time
 from dataclasses import asdict, replace
@@ -89,7 +88,8 @@ class Trainer:
                     break
                 if metrics is not None:
                     metrics.log(row)
-                progress.set_postfix_str(f"loss {row.get(self.loss_key, math.nan):.4f}", refresh=False)
+                if self.loss_key in row:  # not in a skipped step
+                    progress.set_postfix_str(f"loss {row[self.loss_key]:.4f}", refresh=False)
                 progress.update()
                 if self.state.step % self.train.save_every == 0:
                     self.save(metrics)

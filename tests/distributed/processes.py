@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,8 @@ def started(
 
 def kill_group(process: subprocess.Popen) -> None:
     """SIGKILL to the command and everything it started."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -62,16 +60,29 @@ def run(command: Sequence[object], log: Path, *, timeout: float = 120, cwd: Path
     return Finished(returncode, log.read_text(errors="replace"), time.monotonic() - begin)
 
 
-def run_ranks(script: Path, arguments: Sequence[object], folder: Path, *, timeout: float = 120) -> list[Finished]:
-    """Runs `script` as two ranks without a launcher in between, so that each rank's own end is seen."""
+def run_ranks(
+    script: Path,
+    arguments: Sequence[object],
+    folder: Path,
+    *,
+    timeout: float = 120,
+    meanwhile: Callable[[int], None] | None = None,
+    **env: str,
+) -> list[Finished]:
+    """Runs `script` as two ranks without a launcher in between, so that each rank's own end is seen.
+
+    `meanwhile` is called with the first rank's process id while they run.
+    """
     port, begin = str(free_port()), time.monotonic()
     logs = [folder / f"rank{rank}.log" for rank in range(2)]
     command = [sys.executable, script, *arguments]
-    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **env}
     with (
         started(command, logs[0], environment(RANK="0", LOCAL_RANK="0", **address)) as first,
         started(command, logs[1], environment(RANK="1", LOCAL_RANK="1", **address)) as second,
     ):
+        if meanwhile is not None:
+            meanwhile(first.pid)
         codes = [process.wait(max(1.0, timeout - (time.monotonic() - begin))) for process in (first, second)]
     seconds = time.monotonic() - begin
     return [Finished(code, log.read_text(errors="replace"), seconds) for code, log in zip(codes, logs, strict=True)]

@@ -15,10 +15,14 @@ from data_prep.shard_writer import ShardWriter
 from pipeline.data.shard_format import Manifest, tokenizer_fingerprint
 
 VOCABULARY = 97
+LAST_TOKEN = VOCABULARY - 1
 
 
-def make_model(folder: Path, *, tied: bool = True) -> Path:
-    """A 2-layer Qwen2 (32 hidden, 4 query and 2 key heads) with a tokenizer.json."""
+def make_model(folder: Path, *, poisoned: bool = False) -> Path:
+    """A 2-layer Qwen2 (32 hidden, 4 query and 2 key heads) with a tokenizer.json.
+
+    `poisoned`: the input embedding of LAST_TOKEN is NaN.
+    """
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -29,24 +33,35 @@ def make_model(folder: Path, *, tied: bool = True) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=512,
         initializer_range=0.2,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=not poisoned,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    model = Qwen2ForCausalLM(config)
+    if poisoned:
+        model.get_input_embeddings().weight.data[LAST_TOKEN] = float("nan")
+    model.save_pretrained(folder)
     Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")).save(str(folder / "tokenizer.json"))
     return folder
 
 
-def make_data(folder: Path, model: Path, documents: Sequence[Sequence[int]], seq_len: int) -> Path:
-    """A finished data folder: one sample for each list of document lengths, with random tokens."""
+def make_data(
+    folder: Path, model: Path, documents: Sequence[Sequence[int]], seq_len: int, marked: int | None = None
+) -> Path:
+    """A finished data folder: one sample for each list of document lengths, with random tokens.
+
+    Its bytes, and so the order in which training reads it, are the same on every run. Sample `marked` begins with
+    LAST_TOKEN, which is nowhere else.
+    """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     with ShardWriter(folder, unit=0, shard_bytes=1 << 30) as writer:
-        for lengths in documents:
-            tokens = generator.integers(0, VOCABULARY, sum(lengths), dtype=np.uint32)
+        for number, lengths in enumerate(documents):
+            tokens = generator.integers(0, LAST_TOKEN, sum(lengths), dtype=np.uint32)
+            if number == marked:
+                tokens[0] = LAST_TOKEN
             bounds = np.cumsum([0, *lengths], dtype=np.int32)
             writer.write(Pack(tokens, bounds, [{"id": f"doc-{i}"} for i in range(len(lengths))]))
     manifest = Manifest(
-        tokenizer_name=str(model),
+        tokenizer_name="tiny",
         tokenizer_sha256=tokenizer_fingerprint(model / "tokenizer.json"),
         seq_len=seq_len,
         packing={"method": "concat"},

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -79,7 +80,7 @@ def test_learning_rate_warms_up_linearly_then_follows_a_cosine():
     rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5)
-    assert 0 < rates[99] < 0.001 and all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert 0 < rates[99] < 0.001 and all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_learning_rate_without_warm_up_starts_at_its_peak():

@@ -1,0 +1,71 @@
+"""The distillation loss against its definition with whole logits, on a model whose memory acts."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.attention.window import WindowSpec
+from pipeline.data.collate import DrawnSample, collate
+from pipeline.data.shard_format import PackedSample
+from pipeline.training.distillation import Distillation
+from tests.distributed.engine_cases import build_model
+from tests.training.synthetic import VOCABULARY, make_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("distillation") / "model")
+    return build_model(str(folder), "float32", activation_checkpointing=False).double()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = np.random.default_rng(0)
+    samples = []
+    for number, (lengths, window) in enumerate([([30, 14], WindowSpec(2, 5)), ([25], WindowSpec(0, 9))]):
+        tokens = generator.integers(0, VOCABULARY, sum(lengths), dtype=np.uint32)
+        sample = PackedSample(f"s{number}", tokens, np.cumsum([0, *lengths], dtype=np.int32), None, {})
+        samples.append(DrawnSample(number, sample, window))
+    return collate(samples)
+
+
+def logits(model, batch, documents, **extra):
+    output = model.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=documents, **extra
+    )
+    return model.get_output_embeddings()(output.last_hidden_state)[0, batch.positions]
+
+
+def test_kl_is_that_of_teacher_and_student_logits_and_its_gradient_too(model, batch):
+    weights = torch.rand(len(batch.positions), dtype=torch.float64)
+    student = logits(model, batch, batch.documents).log_softmax(-1)
+    with torch.no_grad():
+        teacher = logits(model, batch, batch.teacher_documents).log_softmax(-1)
+        blind = logits(model, batch, batch.documents, use_memory=False).log_softmax(-1)
+    assert (student - blind).abs().max() > 1e-2, "the memory does not act"
+    expected = (weights * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)).sum()
+    expected_gradients = torch.autograd.grad(expected, [p for p in model.parameters() if p.requires_grad])
+    loss = Distillation(model, "kl", loss_chunk_size=7)(batch, weights)
+    gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        assert wanted.norm() > 0 and (got - wanted).norm() <= 1e-9 * wanted.norm()
+
+
+def test_cross_entropy_is_that_of_the_next_token(model, batch):
+    weights = torch.rand(len(batch.positions), dtype=torch.float64)
+    student = logits(model, batch, batch.documents)
+    expected = (weights * F.cross_entropy(student, batch.targets, reduction="none")).sum()
+    loss = Distillation(model, "ce", loss_chunk_size=7)(batch, weights)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_a_batch_without_positions_has_zero_loss_and_a_zero_gradient_for_every_parameter(model, loss):
+    tokens = np.arange(9, dtype=np.uint32)
+    sample = PackedSample("s", tokens, np.array([0, 9], np.int32), None, {})
+    idle = collate([DrawnSample(0, sample, None)])
+    value = Distillation(model, loss, loss_chunk_size=7)(idle, torch.zeros(0, dtype=torch.float64))
+    gradients = torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad])
+    assert value.item() == 0.0 and all(g is not None and g.abs().max() == 0 for g in gradients)

@@ -1,0 +1,209 @@
+"""launchers/train.py for real: two ranks, kills, stops, resumes, and what goes wrong while it runs."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.data.loader import PackedDataset, SampleStream
+from pipeline.metrics.logger import read_metrics
+from pipeline.model.loading import load_model
+from pipeline.training.run_folder import RunFolder
+from tests.distributed.processes import (
+    REPOSITORY,
+    TRAIN,
+    Finished,
+    deepspeed_command,
+    environment,
+    kill_group,
+    run,
+    run_ranks,
+    started,
+)
+from tests.training.synthetic import make_data, make_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+LONG, SHORT = [48], [12, 20, 16]  # SHORT documents fit into every budget: nothing of them is supervised
+MAX_STEPS, GLOBAL_BATCH, SAVE_EVERY = 30, 4, 7
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("launcher")
+    make_data(root / "data", make_model(root / "model"), [LONG, SHORT, SHORT, [40, 8], SHORT, SHORT] * 4, seq_len=48)
+    recipe = {
+        "window": {"budgets": [20, 24], "sinks": [0, 2, 4], "inference_sinks": 2, "inference_window": 14},
+        "train": {
+            "max_steps": MAX_STEPS,
+            "global_batch_size": GLOBAL_BATCH,
+            "learning_rate": 0.01,
+            "save_every": SAVE_EVERY,
+            "base_dtype": "float32",
+            "loss_chunk_size": 16,
+        },
+    }
+    (root / "recipe.yaml").write_text(json.dumps(recipe))
+    return root
+
+
+def arguments(inputs: Path, output: Path, *flags: str, zero: str = "zero2", **replaced: Path) -> list[object]:
+    named = {"model": inputs / "model", "data": inputs / "data", "output": output, **replaced}
+    pairs = [text for name, value in named.items() for text in (f"--{name}", value)]
+    config = ["--config", inputs / "recipe.yaml", "--ds_config", REPOSITORY / "ds_configs" / f"{zero}.json"]
+    return [*config, *pairs, *flags]
+
+
+def mathematics(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what depends on the machine."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("perf/", "mem/"))}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def assert_one_line(finished: Finished, *parts: str) -> None:
+    assert finished.returncode == 2, finished.output[-2000:]
+    lines = [line for line in finished.output.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "Traceback" not in finished.output, finished.output[-2000:]
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    command = deepspeed_command(2, arguments(inputs, folder / "run"))
+    finished = run(command, folder / "log", cwd=folder)
+    assert finished.returncode == 0, finished.output[-3000:]
+    return folder / "run"
+
+
+def test_a_run_leaves_metrics_checkpoints_adapter_and_report(uninterrupted, inputs):
+    rows = mathematics(uninterrupted)
+    assert [row["step"] for row in rows] == list(range(1, MAX_STEPS + 1))
+    assert [row["data/consumed_samples"] for row in rows] == [GLOBAL_BATCH * row["step"] for row in rows]
+    losses = [row["loss/kl"] for row in rows if "loss/kl" in row]
+    assert 0 < sum(losses[-5:]) < sum(losses[:5])
+    checkpoints = sorted(p.name for p in (uninterrupted / "checkpoints").iterdir())
+    assert checkpoints == ["latest", "step-0000028", "step-0000030"]
+    for name in ("report.html", "training.png", "config.yaml"):
+        assert (uninterrupted / name).stat().st_size > 100
+    weights = load_file(uninterrupted / "checkpoints" / "step-0000030" / "tensors.safetensors")
+    model = load_model(str(uninterrupted / "adapter"), dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        assert (".ahn." not in name) or torch.equal(parameter, weights[f"weight/{name}"])
+    assert model.config.ahn["num_sink_tokens"] == 2 and model.config.ahn["window_size"] == 14
+    assert model.get_parameter("model.layers.1.ahn.fn.o_proj.weight").abs().max() > 1e-3
+
+
+def test_steps_without_any_position_are_skipped_and_counted(uninterrupted, inputs):
+    stream = SampleStream(PackedDataset(inputs / "data"), seed=0)
+    idle, rows = 0, mathematics(uninterrupted)
+    for step, row in enumerate(rows):
+        samples = [stream.read(step * GLOBAL_BATCH + i)[1] for i in range(GLOBAL_BATCH)]
+        is_idle = all(sample.longest_document == max(SHORT) for sample in samples)
+        idle += is_idle
+        assert ("loss/kl" in row) != is_idle and row["train/skipped_steps"] == idle
+    assert 0 < idle < MAX_STEPS / 2
+    state = json.loads((uninterrupted / "checkpoints" / "step-0000030" / "state.json").read_text())
+    assert state["skipped_steps"] == idle
+
+
+def wait_for_step(folder: Path, step: int, deadline: float) -> None:
+    while len(read_metrics(folder / "metrics.jsonl")) < step:
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.005)
+
+
+def test_killed_at_any_time_and_started_again_it_is_the_same_run(uninterrupted, inputs, tmp_path):
+    """SIGKILL to the launcher and all ranks: before the first checkpoint, then between two; then to the end."""
+    output = tmp_path / "run"
+    for step in (4, 17):
+        with started(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log", environment()) as process:
+            wait_for_step(output, step, time.monotonic() + 60)
+            kill_group(process)
+        assert RunFolder(output).latest_checkpoint() is None or step == 17
+        assert len(read_metrics(output / "metrics.jsonl")) < MAX_STEPS
+    finished = run(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log")
+    assert finished.returncode == 0, finished.output[-3000:]
+    assert mathematics(output) == mathematics(uninterrupted)
+    last = Path("checkpoints") / "step-0000030" / "tensors.safetensors"
+    assert (output / last).read_bytes() == (uninterrupted / last).read_bytes()
+
+
+def test_a_stop_signal_to_one_rank_saves_and_ends_all_and_another_topology_goes_on(uninterrupted, inputs, tmp_path):
+    output = tmp_path / "run"
+
+    def stop_first_rank(first_pid: int) -> None:
+        wait_for_step(output, 9, time.monotonic() + 60)
+        os.kill(first_pid, signal.SIGUSR1)
+
+    stopped = run_ranks(TRAIN, arguments(inputs, output), tmp_path, meanwhile=stop_first_rank)
+    assert [f.returncode for f in stopped] == [85, 85], stopped[0].output[-2000:]
+    saved = json.loads((RunFolder(output).latest_checkpoint() / "state.json").read_text())["step"]
+    assert saved == len(read_metrics(output / "metrics.jsonl")) >= 9
+    alone = [sys.executable, TRAIN, *arguments(inputs, output, zero="zero3")]
+    finished = run(alone, tmp_path / "log")
+    assert finished.returncode == 0, finished.output[-3000:]
+    for row, expected in zip(mathematics(output), mathematics(uninterrupted), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_damaged_sample_ends_every_rank_with_its_name(inputs, tmp_path):
+    data = make_data(tmp_path / "data", inputs / "model", [LONG] * 12, seq_len=48)
+    stream = SampleStream(PackedDataset(data), seed=0)
+    damaged = stream.dataset_index(2 * GLOBAL_BATCH + 1)  # third step, first micro-batch of rank 1
+    key = stream.dataset[damaged].key
+    shard = next(data.glob("*.tar"))
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(f"{key}.input_ids.npy".encode()) + 900] ^= 1
+    shard.write_bytes(raw)
+    for finished in run_ranks(TRAIN, arguments(inputs, tmp_path / "run", data=data), tmp_path):
+        assert_one_line(finished, shard.name, f"sample {damaged}", "is damaged")
+        assert finished.seconds < 60
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_nan_loss_stops_all_ranks_with_step_samples_and_the_state_before(inputs, tmp_path):
+    model, marked = make_model(tmp_path / "model", poisoned=True), 7
+    data = make_data(tmp_path / "data", model, [LONG] * 12, seq_len=48, marked=marked)
+    stream = SampleStream(PackedDataset(data), seed=0)
+    place = next(i for i in range(12) if stream.dataset_index(i) == marked)
+    step, rank, key = place // GLOBAL_BATCH + 1, place % 2, stream.dataset[marked].key
+    output = tmp_path / "run"
+    for finished in run_ranks(TRAIN, arguments(inputs, output, model=model, data=data), tmp_path):
+        assert_one_line(finished, f"step {step}: the loss is nan (on rank {rank})", key, "failed_step.json")
+    report = json.loads((output / "failed_step.json").read_text())
+    assert report["step"] == step and report["failed_ranks"] == [rank]
+    assert key in [sample["key"] for sample in report["samples_by_rank"][rank]]
+    checkpoint = RunFolder(output).latest_checkpoint()
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == step - 1
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "tensors.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--train.learning_rat", "0.1"], "learning_rat"),
+        (["--model", "/nowhere/model"], "--model /nowhere/model does not exist"),
+        (["--train.global_batch_size", "3"], "--train.global_batch_size 3 is not a multiple"),
+    ],
+)
+def test_wrong_input_is_one_line_on_every_rank_within_seconds(inputs, tmp_path, flags, expected):
+    for rank, finished in enumerate(run_ranks(TRAIN, arguments(inputs, tmp_path / "run", *flags), tmp_path)):
+        assert_one_line(finished, expected, f"(rank {rank})")
+        assert finished.seconds < 15
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_setting_with_its_meaning(tmp_path):
+    finished = run([sys.executable, TRAIN, "--help"], tmp_path / "log", cwd=tmp_path)
+    assert finished.returncode == 0
+    for part in ("--train.max_steps", "--window.budgets", "--ds_config", "--resume", "Peak learning rate"):
+        assert part in finished.output

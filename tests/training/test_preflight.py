@@ -1,0 +1,184 @@
+"""Bad input that is refused before torch is imported, each with one line that names it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import TrainRunConfig, parse_cli
+from pipeline.errors import UserError
+from pipeline.training.preflight import preflight
+from pipeline.training.run_folder import RunFolder, check_base_fingerprint, claim_run_folder
+from tests.training.synthetic import make_data, make_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("preflight")
+    make_data(root / "data", make_model(root / "model"), [[48], [30, 18]], seq_len=48)
+    (root / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
+    return root
+
+
+def check(inputs: Path, output: Path, *flags: str, **replaced: object) -> None:
+    named = {"model": inputs / "model", "data": inputs / "data", "ds_config": inputs / "zero2.json"} | replaced
+    arguments = [f"--{name}={value}" for name, value in named.items()]
+    arguments += [
+        f"--output={output}",
+        "--window.budgets=[8,16]",
+        "--window.sinks=[0,4]",
+        "--train.global_batch_size=4",
+    ]
+    preflight(parse_cli(TrainRunConfig, [*arguments, *flags]))
+
+
+def refused(inputs: Path, output: Path, *flags: str, **replaced: object) -> str:
+    with pytest.raises(UserError) as error:
+        check(inputs, output, *flags, **replaced)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_good_input_passes(inputs, tmp_path):
+    check(inputs, tmp_path / "run")
+
+
+def test_missing_model(inputs, tmp_path):
+    assert "--model /nowhere/model does not exist" in refused(inputs, tmp_path / "run", model="/nowhere/model")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"--model {empty} has no config.json" in refused(inputs, tmp_path / "run", model=empty)
+
+
+def test_tokenizer_that_the_data_was_not_made_with(inputs, tmp_path):
+    other = make_model(tmp_path / "other")
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    vocabulary["model"]["vocab"]["extra"] = 1000
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    message = refused(inputs, tmp_path / "run", model=other)
+    assert "is not the tokenizer of --model" in message and str(other) in message and str(inputs / "data") in message
+
+
+def test_samples_too_short_for_any_budget(inputs, tmp_path):
+    message = refused(inputs, tmp_path / "run", "--window.budgets=[47,64]")
+    assert "sequence length 48, below the smallest lossless budget 47 + 2" in message
+    check(inputs, tmp_path / "run", "--window.budgets=[46,64]")
+
+
+def test_unknown_setting(inputs, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train: {learning_rat: 0.1}\n")
+    assert "learning_rat" in refused(inputs, tmp_path / "run", f"--config={recipe}")
+
+
+def test_batch_that_does_not_divide(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    message = refused(inputs, tmp_path / "run")
+    assert "--train.global_batch_size 4 is not a multiple of --train.micro_batch_size 1 x 3" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"train_batch_size": 8}', '"train_batch_size": 8, but --train.global_batch_size says 4'),
+        ('{"gradient_clipping": 0.5}', '"gradient_clipping": 0.5, but --train.clip_grad_norm says 1.0'),
+        ('{"train_micro_batch_size_per_gpu": 2}', "but --train.micro_batch_size says 1"),
+        ('{"gradient_accumulation_steps": 2}', '"gradient_accumulation_steps": 2, but --train.global_batch_size / '),
+        ('{"bf16": {"enabled": true}}', 'enables "bf16"'),
+        ('{"fp16": {"enabled": true}}', "--train.base_dtype"),
+        ('{"optimizer": {"type": "Adam"}}', 'sets "optimizer", which --train.learning_rate'),
+        ('{"scheduler": {}}', 'sets "scheduler"'),
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object, found list"),
+    ],
+)
+def test_deepspeed_json_that_is_wrong_or_contradicts_a_flag(inputs, tmp_path, content, expected):
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    message = refused(inputs, tmp_path / "run", ds_config=path)
+    assert expected in message and str(path) in message
+
+
+def test_deepspeed_json_that_agrees_passes(inputs, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"train_batch_size": 4, "gradient_clipping": "auto", "bf16": {"enabled": false}}')
+    check(inputs, tmp_path / "run", ds_config=path)
+    assert "does not exist" in refused(inputs, tmp_path / "run", ds_config=tmp_path / "missing.json")
+
+
+def test_the_published_deepspeed_files_and_recipes_pass(inputs, tmp_path):
+    for path in sorted((REPOSITORY / "ds_configs").glob("*.json")):
+        check(inputs, tmp_path / "run", ds_config=path)
+    for path in sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml")):
+        check(inputs, tmp_path / "run", f"--config={path}", "--window.budgets=[8,16]", "--window.sinks=[0,4]")
+
+
+def test_data_that_is_missing_or_damaged(inputs, tmp_path):
+    assert "/nowhere does not exist" in refused(inputs, tmp_path / "run", data="/nowhere")
+    data = make_data(tmp_path / "data", inputs / "model", [[48]], seq_len=48)
+    shard = next(data.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert shard.name in refused(inputs, tmp_path / "run", data=data)
+
+
+def claim(inputs: Path, output: Path, *flags: str, fingerprint: str | None = None) -> None:
+    arguments = [f"--model={inputs / 'model'}", f"--data={inputs / 'data'}", f"--ds_config={inputs / 'zero2.json'}"]
+    arguments += [
+        f"--output={output}",
+        "--window.budgets=[8,16]",
+        "--window.sinks=[0,4]",
+        "--train.global_batch_size=4",
+    ]
+    plan = preflight(parse_cli(TrainRunConfig, [*arguments, *flags]))
+    claim_run_folder(plan.config, fingerprint or plan.dataset.fingerprint, "base")
+
+
+def test_output_folder_of_something_else(inputs, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    assert f"--output {tmp_path} is not empty and holds no run" in refused(inputs, tmp_path)
+
+
+def test_a_run_goes_on_with_free_settings_changed(inputs, tmp_path):
+    claim(inputs, tmp_path / "run")
+    check(inputs, tmp_path / "run", "--train.save_every=7", "--train.micro_batch_size=2", "--window.inference_window=9")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--train.max_steps=7", "--train.seed=1", "--train.global_batch_size=8", "--window.sinks=[0]",
+             "--train.base_dtype=float32", "--train.loss=ce"]
+)  # fmt: skip
+def test_a_run_does_not_go_on_with_other_mathematics(inputs, tmp_path, flag):
+    claim(inputs, tmp_path / "run")
+    message = refused(inputs, tmp_path / "run", flag)
+    name, value = flag.split("=")
+    assert f"{name} {value} differs from" in message and str(tmp_path / "run") in message
+
+
+def test_a_run_does_not_go_on_with_other_data_or_when_told_never(inputs, tmp_path):
+    claim(inputs, tmp_path / "run", fingerprint="f" * 64)
+    assert "is not the data of the run" in refused(inputs, tmp_path / "run")
+    assert "--resume auto" in refused(inputs, tmp_path / "run", "--resume=never")
+    assert RunFolder(tmp_path / "run").latest_checkpoint() is None
+
+
+def test_a_run_does_not_go_on_with_another_base(inputs, tmp_path):
+    claim(inputs, tmp_path / "run")
+    arguments = [f"--model={inputs / 'model'}", "--data=d", "--ds_config=d", f"--output={tmp_path / 'run'}"]
+    config = parse_cli(TrainRunConfig, arguments)
+    check_base_fingerprint(config, "base")
+    with pytest.raises(UserError, match="is not the base of the run"):
+        check_base_fingerprint(config, "other")
+
+
+def test_nothing_heavy_is_imported_before_the_checks_are_done():
+    code = (
+        "import sys, pipeline.training.preflight, pipeline.training.stop_flag\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'deepspeed'} & sys.modules.keys()) or 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert finished.returncode == 0, finished.stderr
