@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.model.loading import load_base
 from pipeline.training.distillation import Distillation
 from pipeline.training.engine import build_engine, gather_moments, gather_weights, restore_moments, set_learning_rate
-from pipeline.training.step import exchange_totals, run_step
+from pipeline.training.step import NonFiniteError, exchange_totals, run_step
 
 NUM_STEPS, RESUME_AFTER, LEARNING_RATE = 4, 2, 1e-2
 CLIPPED, UNCLIPPED = 1e-3, 1e3
@@ -72,13 +72,8 @@ def build_model(folder: str, dtype: str, activation_checkpointing: bool) -> torc
     return model
 
 
-def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Trains without a break, then once more with a restored engine in the middle."""
-    zero, dtype, normalisation, clip, loss, checkpointing = CASES[name]
-    train = TrainConfig(
-        max_steps=NUM_STEPS, global_batch_size=4, learning_rate=LEARNING_RATE, clip_grad_norm=clip, base_dtype=dtype
-    )
-    config = {
+def deepspeed_section(zero: str, clip: float) -> dict:
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": clip,
@@ -86,6 +81,15 @@ def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torc
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": ZERO[zero],
     }
+
+
+def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Trains without a break, then once more with a restored engine in the middle."""
+    zero, dtype, normalisation, clip, loss, checkpointing = CASES[name]
+    train = TrainConfig(
+        max_steps=NUM_STEPS, global_batch_size=4, learning_rate=LEARNING_RATE, clip_grad_norm=clip, base_dtype=dtype
+    )
+    config = deepspeed_section(zero, clip)
 
     def build(weights: dict[str, torch.Tensor] | None = None) -> object:
         model = build_model(folder, dtype, checkpointing)
@@ -124,6 +128,24 @@ def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torc
     return facts, final
 
 
+def exploding_facts(zero: str, folder: str, ranks: Ranks) -> dict:
+    """A step whose loss is finite and whose gradient is not: what was raised, and whether weights stayed."""
+    train = TrainConfig(max_steps=1, global_batch_size=4, base_dtype="float32")
+    module = Distillation(build_model(folder, "float32", False), "kl", loss_chunk_size=7)
+    engine = build_engine(module, train, deepspeed_section(zero, train.clip_grad_norm))
+    before = gather_weights(engine)
+    # x + sqrt(0): the value of x, and an infinite derivative
+    module.model.get_decoder().norm.register_forward_hook(lambda _, __, x: x + (x - x.detach()).sum().sqrt())
+    batches, message = batches_of_step(0, ranks.rank), ""
+    totals, _ = exchange_totals(batches, None, stop=False, ranks=ranks)
+    try:
+        run_step(engine, batches, totals, "tokens", ranks)
+    except NonFiniteError as error:
+        message = str(error)
+    after = gather_weights(engine)
+    return {"message": message, "unchanged": all(torch.equal(before[n], after[n]) for n in before)}
+
+
 def exchange_facts(ranks: Ranks) -> dict:
     """What this rank sees when rank 1 alone asks to stop, and when it alone fails."""
     stop = exchange_totals([], None, stop=ranks.rank == 1, ranks=ranks)[1]
@@ -140,6 +162,7 @@ def main() -> None:
     folder, output = sys.argv[1], Path(sys.argv[2])
     ranks = init_distributed()
     facts = {"exchange": exchange_facts(ranks)}
+    facts["exploding"] = {zero: exploding_facts(zero, folder, ranks) for zero in ZERO}
     for name in CASES:
         facts[name], weights = run_case(name, folder, ranks)
         if ranks.is_main:

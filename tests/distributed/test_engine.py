@@ -1,6 +1,7 @@
 """Two ranks under DeepSpeed against one process of plain torch: same losses, norms, clipping and weights."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_memories_stay_float32_on_a_bf16_base(case, outcome):
     assert facts[0][case]["dtypes"] == ["torch.float32"]
     assert facts[0][case]["base_dtypes"] == ["torch.bfloat16"]
     assert {v.dtype for v in load_file(folder / f"{case}.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("zero", engine_cases.ZERO)
+def test_a_gradient_that_is_not_finite_is_reported_and_updates_nothing(zero, outcome):
+    for facts in outcome[0]:
+        assert re.match(r"the gradient norm is (inf|nan|-inf) at a loss of \d", facts["exploding"][zero]["message"])
+        assert facts["exploding"][zero]["unchanged"]
 
 
 def test_ranks_agree_on_stop_requests_and_failures(outcome):
