@@ -83,6 +83,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     """AdamW weight decay; never on A_log, dt_bias and norms."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
     clip_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
     loss: Literal["kl", "ce"] = "kl"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -131,6 +132,27 @@ def test_killed_at_any_time_and_started_again_it_is_the_same_run(uninterrupted, 
         assert RunFolder(output).latest_checkpoint() is None or step == 17
         assert len(read_metrics(output / "metrics.jsonl")) < MAX_STEPS
     finished = run(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log")
+    assert finished.returncode == 0, finished.output[-3000:]
+    assert mathematics(output) == mathematics(uninterrupted)
+    last = Path("checkpoints") / "step-0000030" / "tensors.safetensors"
+    assert (output / last).read_bytes() == (uninterrupted / last).read_bytes()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1200)
+def test_killed_many_times_at_random_instants_it_is_the_same_run(uninterrupted, inputs, tmp_path):
+    """Twenty kills after random times, saves at every step, so that many fall into a save; seed in the output."""
+    output, seed, num_kills = tmp_path / "run", random.randrange(2**32), 20
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    frequent_saves = arguments(inputs, output, "--train.save_every", "1")
+    for _ in range(num_kills):
+        with started(deepspeed_command(2, frequent_saves), tmp_path / "log", environment()) as process:
+            done = len(read_metrics(output / "metrics.jsonl"))
+            wait_for_step(output, min(done + 1, MAX_STEPS), time.monotonic() + 60)
+            time.sleep(generator.uniform(0, 0.2))
+            kill_group(process)
+    finished = run(deepspeed_command(2, frequent_saves), tmp_path / "log")
     assert finished.returncode == 0, finished.output[-3000:]
     assert mathematics(output) == mathematics(uninterrupted)
     last = Path("checkpoints") / "step-0000030" / "tensors.safetensors"
