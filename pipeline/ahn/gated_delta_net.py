@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from pipeline.ahn.backend import resolve_backend
 from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell, l2_normalise
-from pipeline.ahn.chunk_gated_delta import gated_delta_rule_chunks
+from pipeline.ahn.chunk_rule import chunk_rule
 from pipeline.ahn.varlen import over_sequences
-
-CHUNK_SIZE = 64
 
 
 def naive_recurrent_gated_delta_rule(
@@ -97,7 +95,7 @@ def chunk_gated_delta_rule(
             q, k, v, g, beta, initial_state=initial_state, output_final_state=output_final_state
         )
     state = _zero_state(q, v) if initial_state is None else initial_state
-    output, state = gated_delta_rule_chunks(q, k, v, g, beta, state, CHUNK_SIZE)
+    output, state = chunk_rule(q, k, v, g, beta, state, scale=q.shape[-1] ** -0.5, delta=True)
     return output, state if output_final_state else None
 
 
