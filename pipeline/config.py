@@ -280,7 +280,7 @@ class DemoConfig:
 
     output: Path | None = None
     """Folder for everything. Default: runs/demo in the repository."""
-    num_documents: int = 18
+    num_documents: int = 16
     """Held-out documents to evaluate on, one piece of 1,024 tokens each."""
     max_steps: int | None = None
     """Training steps. Default: the recipe's."""
