@@ -69,9 +69,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - started
     length, new_tokens = output.shape[1], output.shape[1] - inputs["input_ids"].shape[1]
-    kept = (
-        "full attention" if window is None else f"{window}, {window.num_evicted(length)} tokens in the memory"
-    )
+    kept = "full attention" if window is None else f"{window}, {window.num_evicted(length)} tokens in the memory"
     print(f"{length - new_tokens} + {new_tokens} tokens in {seconds:.1f} s; {kept}", file=sys.stderr)
 
 

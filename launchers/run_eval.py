@@ -22,9 +22,7 @@ def main() -> None:
     files = resolve_model(config.model, config.base)
     window = files.choose_window(config.num_sink_tokens, config.window_size)
     if window is None:
-        raise UserError(
-            f"--model {config.model} is a plain base without a memory; give an adapter or merged model"
-        )
+        raise UserError(f"--model {config.model} is a plain base without a memory; give an adapter or merged model")
     dataset = PackedDataset(config.data)
     if tokenizer_fingerprint(find_tokenizer_json(files.tokenizer)) != dataset.manifest.tokenizer_sha256:
         raise UserError(

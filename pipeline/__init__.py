@@ -19,9 +19,7 @@ _AWAITED = "transformers.models.auto.configuration_auto"
 class _OnImport(MetaPathFinder):
     """Finds nothing itself: has the real loader of `_AWAITED` call `_register_at_first_use` when it is done."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _AWAITED:
             return None
         sys.meta_path.remove(self)

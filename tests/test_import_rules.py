@@ -15,7 +15,7 @@ MODULES = {
 }
 LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
-    "pipeline.config": {"jsonargparse"},
+    **{m: {"jsonargparse"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.data.shard_format": {"numpy"},
     "pipeline.attention.window": {"numpy"},
 }

@@ -39,9 +39,7 @@ def describe(
         "Machine": {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "processes": f"{num_ranks}, with {torch.get_num_threads()} CPU threads each",
-            "device": torch.cuda.get_device_name()
-            if on_cuda
-            else f"{os.cpu_count()} x {platform.machine()} CPU",
+            "device": torch.cuda.get_device_name() if on_cuda else f"{os.cpu_count()} x {platform.machine()} CPU",
             "base dtype": str(dtype).removeprefix("torch."),
             "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}",

@@ -40,9 +40,7 @@ class ModelFiles:
         if self.window is None:
             for flag, value in (("num_sink_tokens", num_sink_tokens), ("window_size", window_size)):
                 if value is not None:
-                    raise UserError(
-                        f"--{flag} {value}: --model {self.folder} is a plain base, which has no window"
-                    )
+                    raise UserError(f"--{flag} {value}: --model {self.folder} is a plain base, which has no window")
             return None
         sinks = self.window.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
         return WindowSpec(sinks, self.window.window_size if window_size is None else window_size)
@@ -75,9 +73,7 @@ def _resolve_base(adapter: Path, named: str, given: str | None) -> str:
     if (Path(base) / "config.json").is_file() or (HUB_ID.fullmatch(base) and not Path(base).exists()):
         return base
     origin = f"--model {adapter} was trained on {named}, which" if given is None else f"--base {given}"
-    raise UserError(
-        f"{origin} is not a model folder on this machine; give the base model's folder with --base"
-    )
+    raise UserError(f"{origin} is not a model folder on this machine; give the base model's folder with --base")
 
 
 def find_tokenizer_json(tokenizer: str) -> Path:

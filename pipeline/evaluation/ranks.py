@@ -25,7 +25,5 @@ def find_rank() -> EvaluationRank:
     for rank, world_size, local_rank in VARIABLES:
         if rank in os.environ and world_size in os.environ:
             number = int(os.environ[rank])
-            return EvaluationRank(
-                number, int(os.environ[world_size]), int(os.environ.get(local_rank, number))
-            )
+            return EvaluationRank(number, int(os.environ[world_size]), int(os.environ.get(local_rank, number)))
     return EvaluationRank(0, 1, 0)

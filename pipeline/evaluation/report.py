@@ -50,14 +50,9 @@ def render_page(
     summary: dict, documents: list, pictures: dict[str, bytes | None], facts: dict[str, dict[str, str]]
 ) -> str:
     """Fills report.html; every value is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        files("pipeline.evaluation").joinpath("report.html").read_text("utf-8")
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("pipeline.evaluation").joinpath("report.html").read_text("utf-8"))
     sources = {
-        name: png and f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        for name, png in pictures.items()
+        name: png and f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()
     }
     return template.render(summary=summary, documents=documents, pictures=sources, facts=facts)

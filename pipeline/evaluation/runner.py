@@ -79,9 +79,7 @@ def score_share(
         for piece in pieces[ranks.rank :: ranks.world_size]:
             if not folder.has(piece.key):
                 started = time.perf_counter()
-                ids = torch.from_numpy(
-                    dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64")
-                )
+                ids = torch.from_numpy(dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64"))
                 positions = torch.from_numpy(piece.positions)
                 scores = score_piece(model, ids.to(device), positions.to(device), window, chunk_size)
                 seconds = time.perf_counter() - started

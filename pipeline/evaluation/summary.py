@@ -60,9 +60,7 @@ def summarise(records: list[PieceRecord], window: WindowSpec, seed: int = 0) -> 
         found = paired_interval(sums, statistic, seed=seed)
         return None if found is None else list(found)
 
-    perplexity = {
-        name: float(np.exp(sum(getattr(d, f"nll_{name}") for d in documents) / tokens)) for name in VARIANTS
-    }
+    perplexity = {name: float(np.exp(sum(getattr(d, f"nll_{name}") for d in documents) / tokens)) for name in VARIANTS}
     return {
         "kl": {
             "window": kl_window / tokens,

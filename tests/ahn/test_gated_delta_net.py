@@ -1,5 +1,7 @@
 """GatedDeltaNet: chunked form against the recurrence, the recurrence against an independent one, the module."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,7 +67,7 @@ def test_packed_sequences_do_not_see_each_other(bounds, with_state):
     state = state if with_state else None
     assert_rules_agree(inputs, state, cu_seqlens)
     output, final = chunk_gated_delta_rule(*inputs, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens)
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (start, end) in enumerate(itertools.pairwise(bounds)):
         own_state = None if state is None else state[i : i + 1]
         alone, own_final = chunk_gated_delta_rule(
             *(x[:, start:end] for x in inputs), initial_state=own_state, output_final_state=True

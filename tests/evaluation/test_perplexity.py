@@ -25,9 +25,7 @@ def test_scores_are_those_of_whole_logits(model) -> None:
 
     def log_probs(window, use_memory):
         document = Document(0, 0, 90, window)
-        hidden = model.get_decoder()(
-            input_ids=ids[None], use_cache=False, documents=(document,), use_memory=use_memory
-        )
+        hidden = model.get_decoder()(input_ids=ids[None], use_cache=False, documents=(document,), use_memory=use_memory)
         logits = model.get_output_embeddings()(hidden.last_hidden_state)
         return logits[0, positions].log_softmax(-1)
 

@@ -26,9 +26,7 @@ def test_fetched_model_is_whole_and_recognised(smollm2) -> None:
 def test_fetching_says_in_one_line_what_is_wrong(refused, tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
-    assert "is not a model that this script wrote" in refused(
-        "demo/fetch_model.py", "--output", tmp_path / "mine"
-    )
+    assert "is not a model that this script wrote" in refused("demo/fetch_model.py", "--output", tmp_path / "mine")
     assert (tmp_path / "mine/notes.txt").read_text() == "keep me"
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = launch("demo/fetch_model.py", "--output", tmp_path / "model", **offline)

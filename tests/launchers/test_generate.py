@@ -10,9 +10,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.model.loading import load_model, set_window
 from tests.launchers.conftest import launch
 
-PROMPT = (
-    "def evaluate(model, documents):\n    for document in documents:\n        yield document.score(model)\n"
-)
+PROMPT = "def evaluate(model, documents):\n    for document in documents:\n        yield document.score(model)\n"
 
 
 def greedy(tiny, window: WindowSpec | None, new_tokens: int) -> str:
@@ -68,9 +66,7 @@ def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     assert str(tmp_path / "p.txt") in refused("generate.py", *model, "--prompt_file", tmp_path / "p.txt")
     both = ("--prompt", "x", "--prompt_file", "y")
     assert "give only one" in refused("generate.py", *model, *both)
-    assert "--window_size: must be >= 1" in refused(
-        "generate.py", *model, "--prompt", "x", "--window_size", 0
-    )
+    assert "--window_size: must be >= 1" in refused("generate.py", *model, "--prompt", "x", "--window_size", 0)
     assert "--top_p 0.5 has no effect" in refused("generate.py", *model, "--prompt", "x", "--top_p", 0.5)
     plain = ("--model", tiny.base, "--prompt", "x", "--window_size", 8)
     assert "plain base, which has no window" in refused("generate.py", *plain)

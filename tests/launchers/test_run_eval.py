@@ -55,9 +55,7 @@ def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     long = refused("run_eval.py", *model, *data, *output, "--window_size", 500)
     assert "W = 504" in long and "--window_size" in long
     assert "no metrics.jsonl" in refused("run_eval.py", *model, *data, *output, "--run", tmp_path)
-    assert "--max_documents: must be >= 1" in refused(
-        "run_eval.py", *model, *data, *output, "--max_documents", 0
-    )
+    assert "--max_documents: must be >= 1" in refused("run_eval.py", *model, *data, *output, "--max_documents", 0)
     assert "wndow" in refused("run_eval.py", *model, *data, *output, "--wndow", 3)
     assert not (tmp_path / "out").exists()
 

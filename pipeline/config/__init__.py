@@ -1,0 +1,28 @@
+"""Every setting of every launcher: one typed tree each, defaults < YAML file (--config) < command line.
+
+Keys are strict: an unknown one is refused by name. The resolved tree is dumped into the run folder as config.yaml.
+Standard library and jsonargparse only, so that a wrong flag is reported before anything heavy is imported.
+"""
+
+from pipeline.config.data import DemoConfig, FetchModelConfig, ListSourcesConfig, PrepareConfig
+from pipeline.config.inference import EvalConfig, GenerateConfig, MergeConfig
+from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
+from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
+
+__all__ = [
+    "ConfigError",
+    "DemoConfig",
+    "EvalConfig",
+    "FetchModelConfig",
+    "GenerateConfig",
+    "ListSourcesConfig",
+    "MemoryConfig",
+    "MergeConfig",
+    "PrepareConfig",
+    "TrainConfig",
+    "TrainRunConfig",
+    "WindowConfig",
+    "parse_cli",
+    "require",
+    "to_plain",
+]

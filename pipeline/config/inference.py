@@ -1,0 +1,108 @@
+"""Settings of the launchers that use a trained model: generate, evaluate, merge."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.parsing import require
+
+
+@dataclass
+class EvalConfig:
+    """Measure a trained AHN on held-out documents against full attention and against its window alone.
+
+    Under torchrun, deepspeed or mpiexec the documents are shared out over the processes.
+    """
+
+    model: Path
+    """Adapter folder or merged model folder."""
+    data: Path
+    """Packed held-out documents written by launchers/prepare.py."""
+    output: Path
+    """Folder for report.html, report.json, documents.jsonl; a stopped evaluation goes on from what is there."""
+    base: str | None = None
+    """Base model of an adapter. Default: the one that the adapter names."""
+    num_sink_tokens: int | None = None
+    """First tokens that attention keeps. Default: the model's own."""
+    window_size: int | None = None
+    """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
+    max_documents: int | None = None
+    """Evaluate only the first so many documents that are long enough."""
+    pieces_per_document: int | None = None
+    """Evaluate only the so many longest pieces of a document that packing has cut."""
+    run: Path | None = None
+    """Training run folder whose loss curve goes into the report."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
+    logits_chunk_size: int = 256
+    """Positions whose logits exist at one time."""
+    local_rank: int = -1
+    """Set by the deepspeed launcher."""
+
+    def __post_init__(self) -> None:
+        _check_window_flags(self.num_sink_tokens, self.window_size)
+        for name in ("max_documents", "pieces_per_document", "logits_chunk_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}: must be >= 1, found {value}")
+
+
+@dataclass
+class GenerateConfig:
+    """Continue a prompt with an AHN model: text to stdout as it is generated, figures to stderr."""
+
+    model: Path
+    """Adapter folder, merged model folder, or a plain base model for comparison."""
+    prompt: str | None = None
+    """The prompt itself. Without --prompt and --prompt_file it is read from stdin."""
+    prompt_file: Path | None = None
+    """UTF-8 file that holds the prompt."""
+    base: str | None = None
+    """Base model of an adapter. Default: the one that the adapter names."""
+    max_new_tokens: int = 256
+    """Tokens to generate at most."""
+    temperature: float = 0.0
+    """0: greedy. Above: sample at this temperature."""
+    top_p: float = 1.0
+    """Sample only from the most likely tokens that hold this share of the probability."""
+    seed: int = 0
+    """Seeds sampling."""
+    chat: bool = False
+    """Wrap the prompt as one user message in the tokenizer's chat template."""
+    num_sink_tokens: int | None = None
+    """First tokens that attention keeps. Default: the model's own."""
+    window_size: int | None = None
+    """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        _check_window_flags(self.num_sink_tokens, self.window_size)
+        require(self.prompt is None or self.prompt_file is None, "--prompt and --prompt_file: give only one")
+        require(self.max_new_tokens >= 1, f"--max_new_tokens: must be >= 1, found {self.max_new_tokens}")
+        require(self.temperature >= 0, f"--temperature: must be >= 0, found {self.temperature}")
+        require(0 < self.top_p <= 1, f"--top_p: must be in (0, 1], found {self.top_p}")
+        require(
+            self.temperature > 0 or self.top_p == 1,
+            f"--top_p {self.top_p} has no effect on greedy decoding; give a --temperature above 0 too",
+        )
+
+
+@dataclass
+class MergeConfig:
+    """Write a base and its adapter as one transformers folder."""
+
+    adapter: Path
+    """Adapter folder (RUN/adapter)."""
+    output: Path
+    """Folder to write; must not exist yet."""
+    base: str | None = None
+    """Base model of the adapter. Default: the one that the adapter names."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """dtype of the base's weights; AHN parameters stay float32."""
+
+
+def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
+    require(
+        num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"
+    )
+    require(window_size is None or window_size >= 1, f"--window_size: must be >= 1, found {window_size}")

@@ -1,0 +1,133 @@
+"""Settings of launchers/train.py."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.parsing import require
+
+
+@dataclass
+class MemoryConfig:
+    """The AHN itself (one per decoder layer)."""
+
+    cell: Literal["gated_delta_net"] = "gated_delta_net"
+    """Recurrent cell that compresses evicted tokens."""
+    init: Literal["published"] = "published"
+    """Initial gates: `published` is the paper's (A ~ U(0, 16), dt log-uniform in [1e-3, 0.1])."""
+
+
+@dataclass
+class WindowConfig:
+    """What attention keeps losslessly while training: drawn for each sample from (seed, sample index)."""
+
+    budgets: list[int] | None = None
+    """Candidates for the lossless budget W (sinks + window). Default: powers of two from 32, L/8 < W < L."""
+    sinks: list[int] = field(default_factory=lambda: [0, 32, 64, 128, 512, 2048, 4096])
+    """Candidates for the number of sink tokens S; kept when S <= W/2."""
+    inference_sinks: int = 128
+    """Sink tokens that the trained adapter uses for generation unless told otherwise."""
+    inference_window: int = 32640
+    """Recent tokens (sinks not counted) that the trained adapter keeps for generation."""
+
+    def __post_init__(self) -> None:
+        for flag, values, least in (("budgets", self.budgets, 2), ("sinks", self.sinks, 0)):
+            ok = values is None or (len(values) > 0 and min(values) >= least)
+            require(ok, f"--window.{flag}: needs at least one value, each >= {least}, found {values}")
+        require(
+            self.budgets is None or min(self.sinks) <= min(self.budgets) // 2,
+            f"--window.sinks: the smallest, {min(self.sinks)}, must be at most half of the smallest "
+            f"--window.budgets ({self.budgets})",
+        )
+        require(self.inference_sinks >= 0, f"--window.inference_sinks: must be >= 0, found {self.inference_sinks}")
+        require(self.inference_window >= 1, f"--window.inference_window: must be >= 1, found {self.inference_window}")
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation. These fields own batch, accumulation, learning rate, clipping and dtype; the DeepSpeed JSON
+    owns ZeRO, offload and communication."""
+
+    max_steps: int = 740
+    """Optimizer steps."""
+    global_batch_size: int = 128
+    """Samples per optimizer step over all ranks."""
+    micro_batch_size: int = 1
+    """Samples per forward on one rank; accumulation = global / (micro x ranks)."""
+    learning_rate: float = 1e-4
+    """Peak learning rate, after warm-up."""
+    warmup_ratio: float = 0.1
+    """Share of max_steps spent on linear warm-up; cosine to zero follows."""
+    weight_decay: float = 0.1
+    """AdamW weight decay; never on A_log, dt_bias and norms."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    clip_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    loss: Literal["kl", "ce"] = "kl"
+    """`kl`: forward KL to the full-attention teacher. `ce`: next-token cross entropy."""
+    loss_normalisation: Literal["tokens", "samples"] = "tokens"
+    """Mean over all supervised tokens of a step, or mean of per-sample means (as published)."""
+    loss_chunk_size: int = 512
+    """Positions whose logits exist at one time."""
+    base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """dtype of the frozen base. AHN parameters are always float32."""
+    activation_checkpointing: bool = True
+    """Recompute decoder layers in the backward pass."""
+    seed: int = 0
+    """Seeds data order, window draws and AHN initialisation."""
+    save_every: int = 100
+    """Steps between checkpoints; one more is written at the end and on SIGTERM or SIGUSR1."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "global_batch_size",
+            "micro_batch_size",
+            "loss_chunk_size",
+            "save_every",
+            "keep_checkpoints",
+        ):
+            require(getattr(self, name) >= 1, f"--train.{name}: must be >= 1, found {getattr(self, name)}")
+        require(self.learning_rate > 0, f"--train.learning_rate: must be > 0, found {self.learning_rate}")
+        require(self.clip_grad_norm > 0, f"--train.clip_grad_norm: must be > 0, found {self.clip_grad_norm}")
+        require(self.weight_decay >= 0, f"--train.weight_decay: must be >= 0, found {self.weight_decay}")
+        require(0 <= self.warmup_ratio < 1, f"--train.warmup_ratio: must be in [0, 1), found {self.warmup_ratio}")
+
+    def grad_accum_steps(self, dp_size: int) -> int:
+        """Micro-batches per optimizer step and rank.
+
+        Raises:
+            ConfigError: the global batch does not divide.
+        """
+        per_pass = self.micro_batch_size * dp_size
+        require(
+            self.global_batch_size % per_pass == 0,
+            f"--train.global_batch_size {self.global_batch_size} is not a multiple of --train.micro_batch_size "
+            f"{self.micro_batch_size} x {dp_size} data-parallel ranks; nearest that is: "
+            f"{max(1, self.global_batch_size // per_pass) * per_pass}",
+        )
+        return self.global_batch_size // per_pass
+
+
+@dataclass
+class TrainRunConfig:
+    """Distil an AHN into a frozen base: `deepspeed --num_gpus N launchers/train.py ...`."""
+
+    model: str
+    """Base model: a local folder or a hub id."""
+    data: Path
+    """Packed data folder written by launchers/prepare.py."""
+    output: Path
+    """Run folder: config.yaml, metrics.jsonl, checkpoints/, adapter/, report.html."""
+    ds_config: Path
+    """DeepSpeed JSON (ZeRO stage, offload, communication), e.g. ds_configs/zero2.json."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: go on from the newest checkpoint in --output if there is one. `never`: refuse a used folder."""
+    local_rank: int = -1
+    """Set by the deepspeed launcher."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
