@@ -87,7 +87,8 @@ def write_prompt(output: Path) -> str:
     """Takes the prompt from the middle of the last held-out file, longer than the window."""
     source = Path((output / "sources/heldout.txt").read_text().splitlines()[-1]).read_text(encoding="utf-8")
     start = source.index("\n", len(source) // 3) + 1
-    prompt = source[start : start + PROMPT_CHARACTERS].rsplit("\n", 1)[0] + "\n"
+    # Without the last line break: a tokenizer joins it to the indent that follows.
+    prompt = source[start : start + PROMPT_CHARACTERS].rsplit("\n", 1)[0]
     (output / "prompt.txt").write_text(prompt, encoding="utf-8")
     return prompt
 
@@ -109,8 +110,8 @@ def main() -> None:
     print("\n=== phase times")
     for name, value in [*seconds.items(), ("total", sum(seconds.values()))]:
         print(f"{name:<24}{value:8.1f} s")
-    print("\n=== a held-out prompt's last lines | and the continuation")
-    print("".join(prompt.splitlines(keepends=True)[-4:]) + "|" + continuation)
+    print("\n=== the last lines of a held-out prompt >>> and their continuation")
+    print("\n".join(prompt.splitlines()[-4:]) + " >>>" + continuation)
     print("=== result\n" + format_summary(report))
     print(f"report: {output / 'evaluation/report.html'}")
 
