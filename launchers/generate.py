@@ -47,16 +47,18 @@ def main() -> None:
     from pipeline.evaluation.placement import choose_device, choose_dtype
     from pipeline.model.loading import load_model, set_window
 
+    tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
+    if config.chat and tokenizer.chat_template is None:
+        raise UserError(f"--chat: the tokenizer of {files.tokenizer} has no chat template; leave the flag out")
+    if config.chat:
+        message = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     torch.manual_seed(config.seed)
     device = choose_device()
     model = load_model(str(files.folder), dtype=choose_dtype(config.dtype, device), base=files.base)
     model.eval().to(device)
     if window is not None:
         set_window(model, window)
-    tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
-    if config.chat:
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not config.chat).to(device)
     sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.temperature > 0 else {}
     started = time.perf_counter()

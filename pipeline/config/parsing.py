@@ -25,16 +25,18 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _join_list_values(cls: type, argv: list[str]) -> list[str]:
-    """Turns `--inputs a b` into the one value `["a", "b"]` that the parser takes for a list of strings."""
-    lists = {f"--{name}" for name, hint in get_type_hints(cls).items() if hint == list[str]}
+def _complete_values(cls: type, argv: list[str]) -> list[str]:
+    """Turns `--inputs a b` into the one value `["a", "b"]`, and a bare `--chat` into `--chat true`."""
+    hints = {f"--{name}": hint for name, hint in get_type_hints(cls).items()}
     joined: list[str] = []
     position = 0
     while position < len(argv):
         flag = argv[position]
         position += 1
         joined.append(flag)
-        if flag in lists:
+        if hints.get(flag) is bool and (position == len(argv) or argv[position].startswith("--")):
+            joined.append("true")
+        if hints.get(flag) == list[str]:
             values = list(takewhile(lambda value: not value.startswith("--"), argv[position:]))
             position += len(values)
             plain = len(values) == 1 and values[0].startswith("[")
@@ -54,7 +56,7 @@ def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     parser.add_class_arguments(cls, fail_untyped=True)
     try:
-        parsed = parser.parse_args(_join_list_values(cls, sys.argv[1:] if argv is None else argv))
+        parsed = parser.parse_args(_complete_values(cls, sys.argv[1:] if argv is None else argv))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     parsed.pop("config", None)

@@ -65,6 +65,15 @@ def test_report_shows_the_run_it_came_from(way) -> None:
 
 
 @pytest.mark.slow
+def test_the_merged_model_says_what_the_adapter_says(way) -> None:
+    merged = launch("merge_adapter.py", "--adapter", way / "run/adapter", "--output", way / "merged")
+    assert merged.returncode == 0, merged.stderr
+    prompt = ["--prompt", (REPOSITORY / "pipeline/errors.py").read_text()[:400], "--max_new_tokens", 12]
+    texts = [launch("generate.py", "--model", way / name, *prompt).stdout for name in ("run/adapter", "merged")]
+    assert texts[0] == texts[1] and texts[0].strip()
+
+
+@pytest.mark.slow
 def test_the_adapter_generates_and_needs_its_own_base(way) -> None:
     prompt = (REPOSITORY / "pipeline/errors.py").read_text()[:400]
     model = ["--model", way / "run/adapter", "--max_new_tokens", 8]

@@ -1,6 +1,7 @@
 """generate.py as a user runs it: what it prints, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -56,6 +57,22 @@ def test_reads_stdin_and_samples_by_the_seed(tiny) -> None:
     first, second = (launch("generate.py", *flags, stdin=PROMPT) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout != ""
+
+
+def test_chat_needs_a_template_and_uses_it(tiny, tmp_path) -> None:
+    flags = ("--model", tiny.adapter, "--chat", "--max_new_tokens", 8)
+    done = launch("generate.py", *flags, "--prompt", PROMPT)
+    assert done.returncode == 2 and "has no chat template" in done.stderr
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base, base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    template = "{% for message in messages %}user: {{ message.content }} answer:{% endfor %}"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    chat = launch("generate.py", *flags, "--base", base, "--prompt", PROMPT)
+    assert chat.returncode == 0, chat.stderr
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    wrapped = tokenizer(f"user: {PROMPT.strip()} answer:", add_special_tokens=False).input_ids
+    assert abs(int(chat.stderr.strip().splitlines()[-1].split()[0]) - len(wrapped)) <= 2
 
 
 def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
