@@ -44,7 +44,7 @@ def sink_window_attention(
     Returns:
         [B, T, Hq, D]. Rows of padding queries hold zeros.
     """
-    if q.device.type == "cuda" and first_position is None and sink_k is None and q.shape[2] == k.shape[2]:
+    if q.device.type == "cuda" and first_position is None and sink_k is None:
         return _flex_attention(q, k, v, window, scale).transpose(1, 2)
     if sink_k is None:
         sink_k, sink_v = (x[:, :, : window.num_sink_tokens] for x in (k, v))
@@ -104,7 +104,7 @@ def _block_mask(
 
 
 def _flex_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, scale: float) -> Tensor:
-    mask = flex_block_mask(window, q.shape[2], q.device)
+    mask = flex_block_mask(window, q.shape[2], k.shape[2], q.device)
     return _compiled_flex()(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -114,12 +114,14 @@ def _compiled_flex() -> object:
 
 
 @functools.lru_cache(maxsize=8)
-def flex_block_mask(window: WindowSpec, length: int, device: torch.device) -> BlockMask:
-    """One mask a forward pass: all layers share it."""
+def flex_block_mask(window: WindowSpec, num_queries: int, num_keys: int, device: torch.device) -> BlockMask:
+    """Visibility for the last `num_queries` of `num_keys` tokens; one mask a forward pass, as all layers share it."""
     num_sinks = torch.tensor(window.num_sink_tokens, device=device)
     window_size = torch.tensor(window.window_size, device=device)
+    first_query = torch.tensor(num_keys - num_queries, device=device)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query = query + first_query
         return (key <= query) & ((key < num_sinks) | (query - key < window_size))
 
-    return create_block_mask(visible, None, None, length, length, device=device)
+    return create_block_mask(visible, None, None, num_queries, num_keys, device=device)

@@ -50,18 +50,22 @@ class WindowSpec:
 class Document:
     """Tokens [start, end) of batch row `row`: one attention, position and memory scope.
 
-    `window` is None for full attention without a memory (the teacher).
+    `window` is None for full attention without a memory (the teacher). `num_before` counts tokens of the document
+    that come before `start` and are not in the row: their keys and values are given by other means.
     """
 
     row: int
     start: int
     end: int
     window: WindowSpec | None
+    num_before: int = 0
 
     @property
     def length(self) -> int:
+        """Tokens in the row."""
         return self.end - self.start
 
     @property
     def num_evicted(self) -> int:
-        return 0 if self.window is None else self.window.num_evicted(self.length)
+        """Tokens evicted while the document's tokens in the row are read, one a query at the row's end."""
+        return 0 if self.window is None else min(self.length, self.window.num_evicted(self.num_before + self.length))

@@ -52,6 +52,15 @@ class Batch:
         """The same documents under full attention, memory off."""
         return tuple(replace(document, window=None) for document in self.documents)
 
+    @property
+    def student_documents(self) -> tuple[Document, ...]:
+        """The documents with supervised positions; the stand-in's own where there are none."""
+        if len(self.positions) == 0:
+            return self.documents
+        starts = torch.tensor([d.start for d in self.documents])
+        owners = torch.searchsorted(starts, self.positions.cpu(), right=True).sub(1).unique()
+        return tuple(self.documents[i] for i in owners.tolist())
+
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
         moved = {n: getattr(self, n).to(device) for n in ("input_ids", "position_ids", "positions", "targets")}

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.hybrid_attention import IMPLEMENTATION
 from pipeline.model.plan import DocumentPlan, documents_of_mask
+from pipeline.model.prefix import PrefixStore
 
 DEFAULT_AHN = {"cell": "gated_delta_net", "init": "published", "num_sink_tokens": 128, "window_size": 32640}
 
@@ -59,6 +60,8 @@ class _AHNDecoder(_AHNInit):
         use_cache: bool | None = None,
         documents: Sequence[Document] | None = None,
         use_memory: bool = True,
+        prefixes: PrefixStore | None = None,
+        record: PrefixStore | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the base's forward, and:
@@ -66,6 +69,8 @@ class _AHNDecoder(_AHNInit):
         documents: who sees whom in a batch [B, T] without a cache; default: one document a row, as attention_mask
             (left or right padding) says, with the config's window. A document with window None gets full attention.
         use_memory: False leaves the memory out: plain sinks + window.
+        prefixes: for documents of which the row holds only what comes after their lossless prefix.
+        record: takes the prefixes of its documents from this forward.
 
         Raises:
             ValueError: documents with a cache, a cache of another kind, a mask of another form.
@@ -81,7 +86,8 @@ class _AHNDecoder(_AHNInit):
             plan = past_key_values = _as_hippocampus_cache(past_key_values, self.config)
             plan.set_padding(attention_mask)
         else:
-            plan = self._document_plan(tokens, attention_mask, documents, use_memory)
+            documents = self._documents(tokens, attention_mask) if documents is None else documents
+            plan = DocumentPlan(documents, *tokens.shape[:2], use_memory=use_memory, prefixes=prefixes, record=record)
             if position_ids is None:
                 position_ids = plan.position_ids(tokens.device)
         return super().forward(
@@ -95,21 +101,11 @@ class _AHNDecoder(_AHNInit):
             **kwargs,
         )
 
-    def _document_plan(
-        self,
-        tokens: Tensor,
-        attention_mask: Tensor | None,
-        documents: Sequence[Document] | None,
-        use_memory: bool,
-    ) -> DocumentPlan:
-        batch_size, length = tokens.shape[:2]
-        if documents is None:
-            window = window_of(self.config)
-            if attention_mask is None:
-                documents = [Document(row, 0, length, window) for row in range(batch_size)]
-            else:
-                documents = documents_of_mask(attention_mask, window)
-        return DocumentPlan(documents, batch_size, length, use_memory)
+    def _documents(self, tokens: Tensor, attention_mask: Tensor | None) -> list[Document]:
+        window = window_of(self.config)
+        if attention_mask is not None:
+            return documents_of_mask(attention_mask, window)
+        return [Document(row, 0, tokens.shape[1], window) for row in range(tokens.shape[0])]
 
 
 def _as_hippocampus_cache(cache: Cache | None, config: PretrainedConfig) -> HippocampusCache:

@@ -13,7 +13,7 @@ from pipeline.ahn.build import Memory
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.model.cache import HippocampusCache, HippocampusLayer
-from pipeline.model.plan import DocumentPlan, Span
+from pipeline.model.plan import DocumentPlan
 
 IMPLEMENTATION = "ahn"
 BASE_IMPLEMENTATION = "sdpa"
@@ -68,52 +68,69 @@ def _attend_documents(
     hidden: Tensor,
     plan: DocumentPlan,
 ) -> Tensor:
-    outputs = []
-    for span in plan.spans:
-        q, k, v = (x[span.rows(), :, span.start : span.end] for x in (query, key, value))
-        if span.num_evicted:
-            outputs.append(sink_window_attention(q, k, v, span.window, scale=scaling))
-        else:
-            outputs.append(_base_attention(module, q, k, v, scaling))
+    if plan.record is not None:
+        plan.record.record(module.layer_idx, key, value, hidden)
+    parts = _whole_documents(query, key, value, hidden, plan, module.layer_idx)
+    outputs = [
+        sink_window_attention(q, k, v, span.document.window, scale=scaling)
+        if span.num_evicted
+        else _base_attention(module, q, k, v, scaling)
+        for span, (q, k, v, _) in zip(plan.spans, parts, strict=True)
+    ]
     if plan.use_memory:
-        reads = _read_documents(memory, query, key, value, hidden, plan)
+        reads = _read_documents(memory, parts, plan)
         # cat, not +=: an empty read keeps its parameters in the graph, so all ranks reduce the same gradients
         outputs = [
-            torch.cat([o[:, : span.length - span.num_evicted], o[:, span.length - span.num_evicted :] + read], 1)
-            for o, span, read in zip(outputs, plan.spans, reads, strict=True)
+            torch.cat([o[:, : o.shape[1] - read.shape[1]], o[:, o.shape[1] - read.shape[1] :] + read], 1)
+            for o, read in zip(outputs, reads, strict=True)
         ]
     return _place(outputs, plan)
 
 
+def _whole_documents(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, plan: DocumentPlan, layer: int
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Each span's queries, and its keys, values and hidden states from the document's first token on."""
+    parts = [(s.take(query, 2), s.take(key, 2), s.take(value, 2), s.take(hidden, 1)) for s in plan.spans]
+    if plan.prefixes is None:
+        return parts
+    return [
+        (q, torch.cat([p.keys, k], 2), torch.cat([p.values, v], 2), torch.cat([p.hidden, h], 1))
+        for (q, k, v, h), p in zip(parts, plan.prefixes.of_layer(layer), strict=True)
+    ]
+
+
 def _read_documents(
-    memory: Memory, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, plan: DocumentPlan
+    memory: Memory, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], plan: DocumentPlan
 ) -> list[Tensor]:
-    """What each span's last `num_evicted` queries read, in query's dtype; one call of the cell for all spans."""
-
-    def reading(x: Tensor, span: Span) -> Tensor:
-        return x[span.rows(), span.end - span.num_evicted : span.end]
-
-    def evicted(x: Tensor, span: Span) -> Tensor:
-        start = span.start + span.num_sink_tokens
-        return x[span.rows(), start : start + span.num_evicted]
-
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B, T, H, D]
-    picked = ((q, reading), (k, evicted), (v, evicted), (hidden, evicted), (hidden, reading))
-    inputs = [torch.cat([pick(x, span) for span in plan.spans], 1) for x, pick in picked]
-    read = memory.fn(*inputs, cu_seqlens=plan.cu_seqlens(query.device)).to(query.dtype)
+    """What each span's last `num_evicted` queries read, in their dtype; one call of the cell for all spans."""
+    inputs = [
+        (
+            q.transpose(1, 2)[:, q.shape[2] - span.num_evicted :],
+            span.evicted(k.transpose(1, 2)),
+            span.evicted(v.transpose(1, 2)),
+            span.evicted(hidden),
+            hidden[:, hidden.shape[1] - span.num_evicted :],
+        )
+        for span, (q, k, v, hidden) in zip(plan.spans, parts, strict=True)
+    ]
+    together = inputs[0] if len(inputs) == 1 else [torch.cat(x, 1) for x in zip(*inputs, strict=True)]
+    query = parts[0][0]
+    read = memory.fn(*together, cu_seqlens=plan.cu_seqlens(query.device)).to(query.dtype)
     return list(read.split([span.num_evicted for span in plan.spans], 1))
 
 
 def _place(outputs: list[Tensor], plan: DocumentPlan) -> Tensor:
     """Puts the spans' outputs where they belong in [B, T, Hq, D], zeros where there is no document."""
-    if len(outputs) == 1 and plan.spans[0].length == plan.length and outputs[0].shape[0] == plan.batch_size:
+    first = plan.spans[0]
+    if len(outputs) == 1 and (first.num_rows, first.document.length) == (plan.batch_size, plan.length):
         return outputs[0]
     rows: list[list[Tensor]] = [[] for _ in range(plan.batch_size)]
     filled = [0] * plan.batch_size
     blank = outputs[0].new_zeros(1, plan.length, *outputs[0].shape[2:])
-    for output, span in zip(outputs, plan.spans, strict=True):
-        rows[span.first_row] += [blank[:, filled[span.first_row] : span.start], output]
-        filled[span.first_row] = span.end
+    for output, document in zip(outputs, plan.documents, strict=True):
+        rows[document.row] += [blank[:, filled[document.row] : document.start], output]
+        filled[document.row] = document.end
     return torch.cat([torch.cat([*row, blank[:, end:]], 1) for row, end in zip(rows, filled, strict=True)])
 
 

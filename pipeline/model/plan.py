@@ -1,62 +1,80 @@
 """What one forward pass needs to know about its documents; made once, shared by all layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pipeline.attention.window import Document, WindowSpec
+from pipeline.model.prefix import PrefixStore
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, end) of batch rows [first_row, end_row), each row's part one document with this window."""
+    """The part [document.start, document.end) of batch rows [row, row + num_rows), a document alike in each."""
 
-    first_row: int
-    end_row: int
-    start: int
-    end: int
-    window: WindowSpec | None
-
-    @property
-    def length(self) -> int:
-        return self.end - self.start
+    document: Document
+    num_rows: int
 
     @property
     def num_evicted(self) -> int:
-        return 0 if self.window is None else self.window.num_evicted(self.length)
+        return self.document.num_evicted
 
-    @property
-    def num_sink_tokens(self) -> int:
-        return 0 if self.window is None else self.window.num_sink_tokens
+    def take(self, x: Tensor, dim: int) -> Tensor:
+        """The span's part of a tensor [B, ..] with tokens along `dim`."""
+        rows = x.narrow(0, self.document.row, self.num_rows)
+        return rows.narrow(dim, self.document.start, self.document.length)
 
-    def rows(self) -> slice:
-        return slice(self.first_row, self.end_row)
+    def evicted(self, x: Tensor) -> Tensor:
+        """The evicted tokens of a tensor [rows, tokens, ..] that starts with the document."""
+        num_sink_tokens = 0 if self.document.window is None else self.document.window.num_sink_tokens
+        return x[:, num_sink_tokens : num_sink_tokens + self.num_evicted]
 
 
 class DocumentPlan:
     """A forward without a cache: documents in a batch [B, T]. Tokens of no document are padding."""
 
-    def __init__(self, documents: Sequence[Document], batch_size: int, length: int, use_memory: bool) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        batch_size: int,
+        length: int,
+        *,
+        use_memory: bool,
+        prefixes: PrefixStore | None = None,
+        record: PrefixStore | None = None,
+    ) -> None:
         """
+        Args:
+            documents: in order of row and start.
+            batch_size, length: of the batch [B, T].
+            use_memory: False leaves the memory out.
+            prefixes: what came before each document's tokens in the row, for documents with `num_before`.
+            record: takes the prefixes of its documents from this forward.
+
         Raises:
-            ValueError: documents that overlap, are empty or reach out of the batch.
+            ValueError: documents out of order, overlapping, empty or reaching out of the batch, or without the
+                prefix they need.
         """
         self.batch_size, self.length, self.use_memory = batch_size, length, use_memory
-        self.documents = sorted(documents, key=lambda d: (d.row, d.start))
+        self.documents, self.prefixes, self.record = tuple(documents), prefixes, record
         _check(self.documents, batch_size, length)
+        if prefixes is not None:
+            prefixes.check(self.documents)
+        elif any(d.num_before for d in self.documents):
+            raise ValueError("documents with `num_before` need `prefixes`")
 
     @cached_property
     def spans(self) -> list[Span]:
         """One span over the whole batch where its rows are alike, so that one kernel call serves them; else one
         a document."""
-        documents = self.documents
-        whole = [d for d in documents if d.length == self.length and d.window == documents[0].window]
-        if len(whole) == self.batch_size:
-            return [Span(0, self.batch_size, 0, self.length, documents[0].window)]
-        return [Span(d.row, d.row + 1, d.start, d.end, d.window) for d in documents]
+        first = self.documents[0]
+        alike = [d for d in self.documents if d == replace(first, row=d.row)]
+        if len(alike) == self.batch_size and first.length == self.length and self.prefixes is None:
+            return [Span(first, self.batch_size)]
+        return [Span(document, 1) for document in self.documents]
 
     def cu_seqlens(self, device: torch.device) -> Tensor | None:
         """Bounds of each document's evicted tokens when they are concatenated; None for a batch of rows."""
@@ -69,17 +87,19 @@ class DocumentPlan:
         """[B, T]: from 0 in every document; 0 for padding."""
         positions = torch.zeros(self.batch_size, self.length, dtype=torch.int64, device=device)
         for d in self.documents:
-            positions[d.row, d.start : d.end] = torch.arange(d.length, device=device)
+            positions[d.row, d.start : d.end] = torch.arange(d.num_before, d.num_before + d.length, device=device)
         return positions
 
 
-def _check(documents: list[Document], batch_size: int, length: int) -> None:
+def _check(documents: Sequence[Document], batch_size: int, length: int) -> None:
     row, end = -1, 0
     for d in documents:
         end = end if d.row == row else 0
-        row = d.row
-        if not (0 <= d.row < batch_size and end <= d.start < d.end <= length):
-            raise ValueError(f"document {d} is empty, overlaps another or leaves the batch [{batch_size}, {length}]")
+        in_order, row = row <= d.row, d.row
+        if not (in_order and d.row < batch_size and end <= d.start < d.end <= length):
+            raise ValueError(
+                f"document {d} is empty, out of order, overlaps another or leaves the batch [{batch_size}, {length}]"
+            )
         end = d.end
 
 

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import Literal
 
 import deepspeed
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.collate import Batch
 from pipeline.losses.chunked_ce import chunked_cross_entropy
 from pipeline.losses.chunked_kl import chunked_forward_kl
-from pipeline.teacher.online import compute_teacher_hidden
+from pipeline.model.prefix import PrefixStore
+from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden
 
 
 class Distillation(nn.Module):
@@ -46,20 +48,28 @@ class Distillation(nn.Module):
             Scalar, float32.
         """
         decoder = self.model.get_decoder()
-        teacher_hidden = compute_teacher_hidden(decoder, batch) if self.loss == "kl" else None
-        output = decoder(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            documents=batch.documents,
-        )
-        student_hidden = output.last_hidden_state[0, batch.positions]
+        if self.loss == "kl":
+            teacher_hidden, prefixes = compute_teacher_hidden(decoder, batch)
+        else:
+            prefixes = compute_prefixes(decoder, batch)
+        student_hidden = self._student_hidden(decoder, batch, prefixes)
         with whole(self._head[0]) as head:
-            if teacher_hidden is None:
-                return chunked_cross_entropy(
-                    student_hidden, batch.targets, head, position_weights, self.loss_chunk_size
-                )
-            return chunked_forward_kl(student_hidden, teacher_hidden, head, position_weights, self.loss_chunk_size)
+            if self.loss == "kl":
+                return chunked_forward_kl(student_hidden, teacher_hidden, head, position_weights, self.loss_chunk_size)
+            return chunked_cross_entropy(student_hidden, batch.targets, head, position_weights, self.loss_chunk_size)
+
+    @staticmethod
+    def _student_hidden(decoder: nn.Module, batch: Batch, prefixes: PrefixStore) -> Tensor:
+        """Final hidden states at the supervised positions [M, D]; only tokens past the prefixes are computed."""
+        indices = prefixes.suffix_indices().to(batch.input_ids.device)
+        output = decoder(
+            input_ids=batch.input_ids[:, indices],
+            position_ids=batch.position_ids[:, indices],
+            use_cache=False,
+            documents=prefixes.suffix_documents(),
+            prefixes=prefixes,
+        )
+        return output.last_hidden_state[0, torch.searchsorted(indices, batch.positions)]
 
 
 @contextmanager

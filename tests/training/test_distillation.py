@@ -57,8 +57,12 @@ def test_cross_entropy_is_that_of_the_next_token(model, batch):
     weights = torch.rand(len(batch.positions), dtype=torch.float64)
     student = logits(model, batch, batch.documents)
     expected = (weights * F.cross_entropy(student, batch.targets, reduction="none")).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
     loss = Distillation(model, "ce", loss_chunk_size=7)(batch, weights)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    wanted = torch.autograd.grad(expected, parameters)
+    for got, gradient in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
+        assert (got - gradient).norm() <= 1e-9 * gradient.norm()
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])

@@ -1,0 +1,71 @@
+"""What a student need not compute again: the part of each document that fits the lossless budget.
+
+A token within the budget sees all before it, so it is the same in the student as in the full-attention teacher, in
+every layer, and no parameter of a memory has any influence on it. One pass without gradients (the teacher's, or one
+over the prefixes alone) records each layer's keys, values and hidden states of these tokens; the student's row then
+holds only the tokens behind them. Exact, and it saves the share W / L of the student's forward and backward.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.attention.window import Document
+
+
+class Prefix(NamedTuple):
+    """A document's first tokens in one layer."""
+
+    keys: Tensor  # [1, Hkv, W, D]
+    values: Tensor  # [1, Hkv, W, D]
+    hidden: Tensor  # pre-normed hidden states [1, W, hidden]
+
+
+class PrefixStore:
+    """Prefixes of documents, layer by layer.
+
+    Args:
+        documents: whole, as they lie in their row, each with its window; all evict something.
+        starts: where each begins in the row of the forward that records, if that is another row.
+    """
+
+    def __init__(self, documents: Sequence[Document], starts: Sequence[int] | None = None) -> None:
+        self.documents = tuple(documents)
+        self._starts = [d.start for d in documents] if starts is None else starts
+        self._layers: dict[int, list[Prefix]] = {}
+
+    def record(self, layer: int, key: Tensor, value: Tensor, hidden: Tensor) -> None:
+        """Copies the prefixes out of a layer's keys and values [B, Hkv, T, D] and hidden states [B, T, hidden]."""
+        prefixes = []
+        for d, start in zip(self.documents, self._starts, strict=True):
+            rows, tokens = slice(d.row, d.row + 1), slice(start, start + d.window.lossless_budget)
+            parts = key[rows, :, tokens], value[rows, :, tokens], hidden[rows, tokens]
+            prefixes.append(Prefix(*(x.detach().clone() for x in parts)))
+        self._layers[layer] = prefixes
+
+    def of_layer(self, layer: int) -> list[Prefix]:
+        return self._layers[layer]
+
+    def suffix_documents(self) -> tuple[Document, ...]:
+        """The documents in a row that holds only what comes after their prefixes."""
+        documents, start = [], 0
+        for d in self.documents:
+            end = start + d.num_evicted
+            documents.append(Document(0, start, end, d.window, num_before=d.window.lossless_budget))
+            start = end
+        return tuple(documents)
+
+    def suffix_indices(self) -> Tensor:
+        """Where that row's tokens lie in the documents' own row, int64."""
+        return torch.cat([torch.arange(d.end - d.num_evicted, d.end) for d in self.documents])
+
+    def check(self, documents: Sequence[Document]) -> None:
+        """
+        Raises:
+            ValueError: `documents` are not those recorded here, in order.
+        """
+        recorded = [(d.window, d.num_evicted) for d in self.documents]
+        if [(d.window, d.length) for d in documents] != recorded:
+            raise ValueError("`documents` are not the suffixes of the documents in `prefixes`")
