@@ -7,8 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.attention.window import Document, WindowSpec
-from pipeline.losses.chunked_ce import per_position_ce
-from pipeline.losses.chunked_kl import per_position_kl
+from pipeline.losses.chunked_kl import score_positions
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,7 @@ def score_piece(
     full = hidden_states(None, use_memory=False)
     sinks_and_window = hidden_states(window, use_memory=False)
     ahn = hidden_states(window, use_memory=True)
-    return PieceScores(
-        kl_window=per_position_kl(sinks_and_window, full, head, chunk_size).float().cpu(),
-        kl_ahn=per_position_kl(ahn, full, head, chunk_size).float().cpu(),
-        nll_full=per_position_ce(full, targets, head, chunk_size).float().cpu(),
-        nll_window=per_position_ce(sinks_and_window, targets, head, chunk_size).float().cpu(),
-        nll_ahn=per_position_ce(ahn, targets, head, chunk_size).float().cpu(),
-    )
+    plain = score_positions(sinks_and_window, full, targets, head, chunk_size)
+    compressed = score_positions(ahn, full, targets, head, chunk_size)
+    values = (plain.kl, compressed.kl, plain.teacher_nll, plain.student_nll, compressed.student_nll)
+    return PieceScores(*(value.float().cpu() for value in values))

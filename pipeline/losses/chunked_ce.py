@@ -31,16 +31,6 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden, targets, lm_head_weight, position_weights, chunk_size)
 
 
-@torch.no_grad()
-def per_position_ce(hidden: Tensor, targets: Tensor, lm_head_weight: Tensor, chunk_size: int = 256) -> Tensor:
-    """Negative log-likelihood of each position [M], without gradient; arguments as `chunked_cross_entropy`."""
-    parts = [
-        _nll_of_chunk(h, t, lm_head_weight)[0]
-        for h, t in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
-    ]
-    return torch.cat(parts)
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

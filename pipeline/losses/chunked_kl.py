@@ -7,6 +7,8 @@ hidden state is formed in the forward pass, while they do, and kept (positions x
     KL_i = sum_v p_i(v) (log p_i(v) - log q_i(v)),    d KL_i / d logits_q = q_i - p_i
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,16 +37,35 @@ def chunked_forward_kl(
     return _ChunkedForwardKL.apply(student_hidden, teacher_hidden, lm_head_weight, position_weights, chunk_size)
 
 
+class PositionScores(NamedTuple):
+    """One value a position [M], in nats, at least float32."""
+
+    kl: Tensor
+    student_nll: Tensor
+    teacher_nll: Tensor
+
+
 @torch.no_grad()
-def per_position_kl(
-    student_hidden: Tensor, teacher_hidden: Tensor, lm_head_weight: Tensor, chunk_size: int = 256
-) -> Tensor:
-    """KL(teacher || student) of each position [M], without gradient; arguments as `chunked_forward_kl`."""
-    parts = [
-        _kl_of_chunk(student, teacher, lm_head_weight)[0]
-        for student, teacher in zip(student_hidden.split(chunk_size), teacher_hidden.split(chunk_size), strict=True)
-    ]
-    return torch.cat(parts)
+def score_positions(
+    student_hidden: Tensor, teacher_hidden: Tensor, targets: Tensor, lm_head_weight: Tensor, chunk_size: int = 256
+) -> PositionScores:
+    """KL(teacher || student) and both negative log-likelihoods of `targets` int64 [M], from one pair of logits."""
+    parts = []
+    for student, teacher, target in zip(
+        student_hidden.split(chunk_size), teacher_hidden.split(chunk_size), targets.split(chunk_size), strict=True
+    ):
+        chunk = _kl_of_chunk(student, teacher, lm_head_weight)
+        log_q = chunk.student_log_probs.gather(-1, target[:, None]).squeeze(-1)
+        log_ratio = chunk.log_ratio.gather(-1, target[:, None]).squeeze(-1)
+        parts.append((chunk.kl, -log_q, -log_q - log_ratio))
+    return PositionScores(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+class _Chunk(NamedTuple):
+    kl: Tensor  # [C]
+    student_log_probs: Tensor  # [C, V]
+    teacher_probs: Tensor  # [C, V]
+    log_ratio: Tensor  # log p - log q [C, V]
 
 
 class _ChunkedForwardKL(torch.autograd.Function):
@@ -62,12 +83,10 @@ class _ChunkedForwardKL(torch.autograd.Function):
         for start in range(0, student_hidden.shape[0], chunk_size):
             part = slice(start, start + chunk_size)
             weights = position_weights[part]
-            kl, student_log_probs, teacher_probs = _kl_of_chunk(
-                student_hidden[part], teacher_hidden[part], lm_head_weight
-            )
-            total += torch.dot(kl.to(weights.dtype), weights)
+            chunk = _kl_of_chunk(student_hidden[part], teacher_hidden[part], lm_head_weight)
+            total += torch.dot(chunk.kl.to(weights.dtype), weights)
             if gradient is not None:
-                grad_logits = student_log_probs.exp_().sub_(teacher_probs).mul_(weights[:, None])
+                grad_logits = chunk.student_log_probs.exp_().sub_(chunk.teacher_probs).mul_(weights[:, None])
                 gradient[part] = grad_logits.to(lm_head_weight.dtype) @ lm_head_weight
         ctx.save_for_backward(gradient)
         return total
@@ -86,12 +105,11 @@ class _ChunkedForwardKL(torch.autograd.Function):
         )
 
 
-def _kl_of_chunk(student: Tensor, teacher: Tensor, lm_head_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL [C], student log-probabilities [C, V] and teacher probabilities [C, V]: three C x V tensors in all."""
+def _kl_of_chunk(student: Tensor, teacher: Tensor, lm_head_weight: Tensor) -> _Chunk:
     student_log_probs = compute_logits(student, lm_head_weight)
     student_log_probs -= student_log_probs.logsumexp(-1, keepdim=True)
-    difference = compute_logits(teacher, lm_head_weight)
-    difference -= difference.logsumexp(-1, keepdim=True)
-    teacher_probs = difference.exp()
-    difference -= student_log_probs
-    return torch.linalg.vecdot(teacher_probs, difference), student_log_probs, teacher_probs
+    log_ratio = compute_logits(teacher, lm_head_weight)
+    log_ratio -= log_ratio.logsumexp(-1, keepdim=True)
+    teacher_probs = log_ratio.exp()
+    log_ratio -= student_log_probs
+    return _Chunk(torch.linalg.vecdot(teacher_probs, log_ratio), student_log_probs, teacher_probs, log_ratio)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.losses.chunked_ce import chunked_cross_entropy, per_position_ce
-from pipeline.losses.chunked_kl import chunked_forward_kl, per_position_kl
+from pipeline.losses.chunked_ce import chunked_cross_entropy
+from pipeline.losses.chunked_kl import chunked_forward_kl, score_positions
 
 HIDDEN, VOCAB = 12, 57
 CHUNKS = [1, 7, 64]
@@ -34,7 +34,11 @@ def test_kl_and_its_gradient_equal_those_of_whole_logits(num_positions, chunk_si
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     grad, expected_grad = (torch.autograd.grad(3.0 * x, student)[0] for x in (actual, expected))
     torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-13)
-    torch.testing.assert_close(per_position_kl(student, teacher, head, chunk_size), each, rtol=1e-12, atol=0)
+    targets = torch.randint(VOCAB, (num_positions,))
+    scores = score_positions(student, teacher, targets, head, chunk_size)
+    torch.testing.assert_close(scores.kl, each, rtol=1e-12, atol=0)
+    for nll, hidden in ((scores.student_nll, student), (scores.teacher_nll, teacher)):
+        torch.testing.assert_close(nll, F.cross_entropy(hidden @ head.T, targets, reduction="none"))
 
 
 @pytest.mark.parametrize("num_positions", [1, 63, 64, 65])
@@ -48,7 +52,6 @@ def test_cross_entropy_and_its_gradient_equal_those_of_whole_logits(num_position
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     grad, expected_grad = (torch.autograd.grad(3.0 * x, student)[0] for x in (actual, expected))
     torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-13)
-    torch.testing.assert_close(per_position_ce(student, targets, head, chunk_size), each, rtol=1e-12, atol=0)
 
 
 def test_numerical_gradient():
@@ -61,7 +64,7 @@ def test_numerical_gradient():
 def test_kl_of_equal_distributions_is_zero_and_never_negative():
     student, teacher, head, weights = draw(40)
     assert chunked_forward_kl(teacher.clone(), teacher, head, weights).abs() < 1e-14
-    assert (per_position_kl(student.detach(), teacher, head) > 0).all()
+    assert (score_positions(student.detach(), teacher, torch.zeros(40, dtype=torch.int64), head).kl > 0).all()
 
 
 def test_no_positions_give_zero_and_a_zero_gradient():
