@@ -32,7 +32,7 @@ class GroupedOutput(nn.Module):
 
 
 class MemoryCell(nn.Module, ABC):
-    """A recurrent memory with one state [D, D] per query head.
+    """A recurrent memory with one state [D, D] per query head; a subclass has an `o_proj: GroupedOutput`.
 
     Training and full forwards call the module (so that ZeRO-3's hooks see it); a cache, which keeps write gates
     until their token is evicted, calls `write_gates` and `read`.
@@ -47,6 +47,15 @@ class MemoryCell(nn.Module, ABC):
         """Gates of the tokens with these hidden states [B, T, hidden], for when they are compressed."""
 
     @abstractmethod
+    def recur(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, **options: Tensor | bool | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The cell's recurrence on normalised q and k; `options` are `read`'s."""
+
+    @abstractmethod
+    def gate_output(self, output: Tensor, read_hidden: Tensor) -> Tensor:
+        """Output gate and norm, [B, E, Hq, D]."""
+
     def read(
         self,
         q: Tensor,
@@ -73,6 +82,17 @@ class MemoryCell(nn.Module, ABC):
         Returns:
             What to add to the attention output before o_proj, [B, E, Hq, D], and the state or None.
         """
+        dtype = self.o_proj.weight.dtype
+        output, state = self.recur(
+            l2_normalise(q.to(dtype)),
+            l2_normalise(k.to(dtype)),
+            v.to(dtype),
+            gates,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens,
+        )
+        return self.o_proj(self.gate_output(output, read_hidden.to(dtype))), state
 
     def forward(
         self,
@@ -87,8 +107,14 @@ class MemoryCell(nn.Module, ABC):
         gates = self.write_gates(write_hidden)
         return self.read(q, k, v, gates, read_hidden, cu_seqlens=cu_seqlens)[0]
 
-    def _initial_projections(self, names: tuple[str, ...], generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            f"{name}.weight": torch.empty(getattr(self, name).weight.shape).normal_(0, 0.02, generator=generator)
-            for name in names
-        }
+    def _constant_and_normal_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Norm weights 1, biases 0, the output matrix 0, linear weights N(0, 0.02)."""
+        values = {}
+        for name, module in self.named_children():
+            if isinstance(module, nn.Linear):
+                values[f"{name}.weight"] = torch.empty(module.weight.shape).normal_(0, 0.02, generator=generator)
+                if module.bias is not None:
+                    values[f"{name}.bias"] = torch.zeros(module.bias.shape)
+            elif isinstance(module, nn.RMSNorm):
+                values[f"{name}.weight"] = torch.ones(module.weight.shape)
+        return values | {"o_proj.weight": torch.zeros(self.o_proj.weight.shape)}

@@ -3,9 +3,15 @@
 from torch import nn
 
 from pipeline.ahn.base import MemoryCell
+from pipeline.ahn.delta_net import DeltaNet
 from pipeline.ahn.gated_delta_net import GatedDeltaNet
+from pipeline.ahn.mamba2 import Mamba2
 
-CELLS: dict[str, type[MemoryCell]] = {"gated_delta_net": GatedDeltaNet}
+CELLS: dict[str, type[MemoryCell]] = {
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "mamba2": Mamba2,
+}
 
 
 class Memory(nn.Module):

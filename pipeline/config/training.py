@@ -11,7 +11,7 @@ from pipeline.config.parsing import require
 class MemoryConfig:
     """The AHN itself (one per decoder layer)."""
 
-    cell: Literal["gated_delta_net"] = "gated_delta_net"
+    cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
     """Recurrent cell that compresses evicted tokens."""
     init: Literal["published"] = "published"
     """Initial gates: `published` is the paper's (A ~ U(0, 16), dt log-uniform in [1e-3, 0.1])."""

@@ -41,15 +41,19 @@ FAMILIES = {
 WINDOW = WindowSpec(num_sink_tokens=4, window_size=12)
 
 
+CELLS = {"gated_delta_net": 2, "delta_net": 1, "mamba2": 1}  # cell -> write gates a token
+
+
 class Base(NamedTuple):
     folder: str
+    cell: str
 
     def load(self, dtype=torch.float32):
         """The base as transformers itself loads it."""
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).eval()
 
     def load_untrained(self, dtype=torch.float32, window=WINDOW):
-        return load_base(self.folder, memory=MemoryConfig(), window=window, dtype=dtype).eval()
+        return load_base(self.folder, memory=MemoryConfig(cell=self.cell), window=window, dtype=dtype).eval()
 
     def load_acting(self, dtype=torch.float64, window=WINDOW):
         """An AHN model with random, strong memories; float64 throughout where asked."""
@@ -62,17 +66,32 @@ class Base(NamedTuple):
         return model.double() if dtype == torch.float64 else model
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def base(request, tmp_path_factory):
-    model_class, config = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp(request.param) / "base"
-    torch.manual_seed(1)
-    model = model_class(config)
-    for parameter in model.parameters():  # larger than usual: attention that is far from uniform
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.15)
-    model.save_pretrained(folder)
-    return Base(str(folder))
+@pytest.fixture(scope="session")
+def base_folders(tmp_path_factory):
+    """A folder for each family."""
+    folders = {}
+    for family, (model_class, config) in FAMILIES.items():
+        folders[family] = tmp_path_factory.mktemp(family) / "base"
+        torch.manual_seed(1)
+        model = model_class(config)
+        for parameter in model.parameters():  # larger than usual: attention that is far from uniform
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture(params=[f"{family}-{cell}" for family in FAMILIES for cell in CELLS])
+def base(request, base_folders):
+    """Each family with each cell."""
+    family, cell = request.param.split("-")
+    return Base(str(base_folders[family]), cell)
+
+
+@pytest.fixture(params=FAMILIES)
+def base_of_family(request, base_folders):
+    """Each family, with one cell, for what does not depend on the cell."""
+    return Base(str(base_folders[request.param]), "gated_delta_net")
 
 
 @pytest.fixture

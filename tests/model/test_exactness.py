@@ -5,7 +5,7 @@ import torch
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.model.cache import HippocampusCache
-from tests.model.conftest import WINDOW
+from tests.model.conftest import CELLS, WINDOW
 
 TOLERANCE = 1e-9
 CHUNKINGS = [[48], [16, 16, 16], [20] + [1] * 28, [1] * 48, [7, 30, 11], [3, 1, 9, 35], [17, 31]]
@@ -211,7 +211,7 @@ def test_the_cache_stops_growing_and_holds_what_the_formula_says(base, tokens):
         model(tokens[:, start : start + 8], past_key_values=cache)
         sizes.append(cache.num_bytes())
     sinks, window, kv_heads, heads, dim, layers, rows = 4, 12, 2, 4, 16, 3, 2
-    kept = 2 * (sinks + window) * kv_heads * dim + 2 * window * heads + heads * dim * dim
+    kept = 2 * (sinks + window) * kv_heads * dim + CELLS[base.cell] * window * heads + heads * dim * dim
     assert sizes[2:] == [layers * rows * kept * 4] * 4
 
 
