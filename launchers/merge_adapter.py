@@ -15,7 +15,8 @@ def main() -> None:
 
     from pipeline.model.loading import merge_adapter
 
-    merge_adapter(config.adapter, config.output, dtype=getattr(torch, config.dtype), base=config.base)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base)
     print(config.output)
 
 

@@ -63,15 +63,13 @@ def _fla_kernel(
     from fla.ops.delta_rule import chunk_delta_rule as chunk
     from fla.ops.delta_rule import fused_recurrent_delta_rule as recurrent
 
-    return (recurrent if inputs.q.shape[1] == 1 else chunk)(
-        inputs.q,
-        inputs.k,
-        inputs.v,
-        inputs.beta,
-        initial_state=initial_state,
-        output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
-    )
+    options = {"initial_state": initial_state, "output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
+    if inputs.q.shape[1] == 1:
+        return recurrent(inputs.q, inputs.k, inputs.v, inputs.beta, **options)
+    # The chunked kernel refuses float32 (states stay float32 inside); Triton's interpreter has no bfloat16.
+    half = torch.bfloat16 if inputs.q.device.type == "cuda" else torch.float16
+    output, state = chunk(inputs.q.to(half), inputs.k.to(half), inputs.v.to(half), inputs.beta.to(half), **options)
+    return output.to(inputs.q.dtype), state
 
 
 class DeltaNet(MemoryCell):

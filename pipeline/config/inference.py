@@ -97,8 +97,8 @@ class MergeConfig:
     """Folder to write; must not exist yet."""
     base: str | None = None
     """Base model of the adapter. Default: the one that the adapter names."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """dtype of the base's weights; AHN parameters stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """dtype of the base's weights. `auto`: the one they are stored in. AHN parameters stay float32."""
 
 
 def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:

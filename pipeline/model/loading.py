@@ -138,21 +138,22 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> Pre
         raise UserError(f"--model {path}: {' '.join(str(error).split())[:300]}") from error
 
 
-def merge_adapter(adapter: Path, output: Path, *, dtype: torch.dtype, base: str | None = None) -> None:
+def merge_adapter(adapter: Path, output: Path, *, dtype: torch.dtype | None = None, base: str | None = None) -> None:
     """Writes base and memories as one transformers folder, with the base's tokenizer files.
 
-    It loads with AutoModelForCausalLM after `import pipeline`. Memories stay float32.
+    It loads with AutoModelForCausalLM after `import pipeline`. The base is written in `dtype` (None: the one it is
+    stored in), memories in float32.
 
     Raises:
         UserError: as `load_adapter`; `output` already there.
     """
     if output.exists():
         raise UserError(f"--output {output}: already exists; name a folder that does not")
-    info, _ = read_adapter(adapter)
-    model = load_adapter(adapter, dtype=dtype, base=base)
+    base = base or read_adapter(adapter)[0]["base_model"]
+    model = load_adapter(adapter, dtype=dtype or load_config(base).dtype or torch.float32, base=base)
     temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     model.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(base or info["base_model"]).save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(base).save_pretrained(temporary)
     os.replace(temporary, output)
 
 

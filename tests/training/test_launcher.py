@@ -27,6 +27,7 @@ from tests.distributed.processes import (
     run_ranks,
     started,
 )
+from tests.drill import record
 from tests.training.synthetic import make_data, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -146,17 +147,31 @@ def test_killed_many_times_at_random_instants_it_is_the_same_run(uninterrupted, 
     print(f"seed {seed}")
     generator = random.Random(seed)
     frequent_saves = arguments(inputs, output, "--train.save_every", "1")
+    steps_at_kills, began = [], time.monotonic()
     for _ in range(num_kills):
         with started(deepspeed_command(2, frequent_saves), tmp_path / "log", environment()) as process:
             done = len(read_metrics(output / "metrics.jsonl"))
             wait_for_step(output, min(done + 1, MAX_STEPS), time.monotonic() + 60)
             time.sleep(generator.uniform(0, 0.2))
             kill_group(process)
+        steps_at_kills.append(len(read_metrics(output / "metrics.jsonl")))
     finished = run(deepspeed_command(2, frequent_saves), tmp_path / "log")
     assert finished.returncode == 0, finished.output[-3000:]
     assert mathematics(output) == mathematics(uninterrupted)
     last = Path("checkpoints") / "step-0000030" / "tensors.safetensors"
     assert (output / last).read_bytes() == (uninterrupted / last).read_bytes()
+    record(
+        "train_kills",
+        {
+            "seed": seed,
+            "kills": num_kills,
+            "steps_logged_at_kills": steps_at_kills,
+            "steps": MAX_STEPS,
+            "ranks": 2,
+            "losses_and_final_checkpoint_equal_to_the_last_bit": True,
+            "seconds": round(time.monotonic() - began),
+        },
+    )
 
 
 def test_a_stop_signal_to_one_rank_saves_and_ends_all_and_another_topology_goes_on(uninterrupted, inputs, tmp_path):
