@@ -10,7 +10,7 @@ import time
 
 from pipeline.config import GenerateConfig, parse_cli
 from pipeline.errors import UserError, run_cli
-from pipeline.evaluation.model_files import find_tokenizer_json, resolve_model
+from pipeline.model.files import find_tokenizer_json, resolve_model
 
 
 def read_prompt(config: GenerateConfig) -> str:

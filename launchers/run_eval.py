@@ -11,10 +11,10 @@ from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.errors import UserError, run_cli
 from pipeline.evaluation.documents import select_pieces
-from pipeline.evaluation.model_files import find_tokenizer_json, resolve_model
 from pipeline.evaluation.ranks import find_rank
 from pipeline.evaluation.summary import format_summary
 from pipeline.evaluation.training_curve import read_training_curve
+from pipeline.model.files import find_tokenizer_json, resolve_model
 
 
 def main() -> None:

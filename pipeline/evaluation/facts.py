@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from pipeline.data.loader import PackedDataset
-from pipeline.evaluation.model_files import ModelFiles
 from pipeline.model.adapter import ADAPTER_WEIGHTS, base_fingerprint
+from pipeline.model.files import ModelFiles
 
 
 def weights_fingerprint(files: ModelFiles) -> str:

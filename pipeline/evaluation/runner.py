@@ -13,13 +13,13 @@ from pipeline.config import EvalConfig
 from pipeline.data.loader import PackedDataset
 from pipeline.evaluation.documents import Piece
 from pipeline.evaluation.facts import describe, weights_fingerprint
-from pipeline.evaluation.model_files import ModelFiles
 from pipeline.evaluation.perplexity import PieceScores, score_piece
 from pipeline.evaluation.placement import choose_device, choose_dtype
 from pipeline.evaluation.ranks import EvaluationRank
 from pipeline.evaluation.records import EvaluationFolder, PieceRecord
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.training_curve import read_training_curve
+from pipeline.model.files import ModelFiles
 from pipeline.model.loading import load_model
 
 POLL_SECONDS = 0.2

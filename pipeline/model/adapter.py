@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.model.files import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "ahn_config.json"
 ADAPTER_WEIGHTS = "model.safetensors"
 ADAPTER_FORMAT_VERSION = 1
 _PROBE_BYTES = 4096

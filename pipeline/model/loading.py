@@ -11,8 +11,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
-from pipeline.model.adapter import ADAPTER_CONFIG, base_fingerprint, read_adapter
+from pipeline.model.adapter import base_fingerprint, read_adapter
 from pipeline.model.augment import DEFAULT_AHN, UnsupportedModelError, ahn_model_class
+from pipeline.model.files import ADAPTER_CONFIG
 
 VERIFIED_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 logger = logging.getLogger(__name__)

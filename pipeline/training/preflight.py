@@ -2,13 +2,12 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import TrainRunConfig, require
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import tokenizer_fingerprint
-from pipeline.errors import UserError
+from pipeline.model.files import find_tokenizer_json
 from pipeline.training.deepspeed_config import load_deepspeed_config
 from pipeline.training.run_folder import check_run_folder
 from pipeline.training.schedules import SMALLEST_BUDGET, window_candidates
@@ -31,7 +30,7 @@ def preflight(config: TrainRunConfig) -> Plan:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size)
-    tokenizer = find_tokenizer(config.model)
+    tokenizer = find_tokenizer_json(config.model)
     dataset = PackedDataset(config.data)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
     expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
@@ -43,30 +42,6 @@ def preflight(config: TrainRunConfig) -> Plan:
     check_sequence_length(config, dataset.manifest.seq_len)
     check_run_folder(config, dataset.fingerprint)
     return Plan(config, dataset, deepspeed)
-
-
-def find_tokenizer(model: str) -> Path:
-    """tokenizer.json of a local model folder or of a hub id.
-
-    Raises:
-        UserError: there is no such model, or it has no tokenizer.json.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        require((folder / "config.json").is_file(), f"--model {model} has no config.json; name a model folder")
-        require((folder / "tokenizer.json").is_file(), f"--model {model} has no tokenizer.json")
-        return folder / "tokenizer.json"
-    require(
-        model.count("/") == 1 and not model.startswith((".", "/", "~")),
-        f"--model {model} does not exist; name a model folder or a hub id (owner/name)",
-    )
-    from huggingface_hub import hf_hub_download  # not needed for local folders
-
-    try:
-        return Path(hf_hub_download(model, "tokenizer.json"))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {model} is no local folder, and the hub gave no tokenizer.json: {reason}") from error
 
 
 def check_sequence_length(config: TrainRunConfig, seq_len: int) -> None:

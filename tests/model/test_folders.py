@@ -21,7 +21,8 @@ from transformers import (
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
-from pipeline.model.adapter import ADAPTER_CONFIG, adapter_state, base_fingerprint, save_adapter
+from pipeline.model.adapter import adapter_state, base_fingerprint, save_adapter
+from pipeline.model.files import ADAPTER_CONFIG
 from pipeline.model.loading import load_base, load_model, merge_adapter, set_window
 from tests.model.conftest import SIZES, WINDOW
 

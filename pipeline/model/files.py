@@ -76,21 +76,24 @@ def _resolve_base(adapter: Path, named: str, given: str | None) -> str:
     raise UserError(f"{origin} is not a model folder on this machine; give the base model's folder with --base")
 
 
-def find_tokenizer_json(tokenizer: str) -> Path:
-    """tokenizer.json of a folder or of a hub id.
+def find_tokenizer_json(model: str) -> Path:
+    """tokenizer.json of a model folder or of a hub id.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such model, or it has no tokenizer.json.
     """
-    folder = Path(tokenizer)
+    folder = Path(model)
     if folder.is_dir():
-        if not (folder / "tokenizer.json").is_file():
-            raise UserError(f"{folder} has no tokenizer.json")
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise UserError(f"--model {model} has no {name}; name a model folder")
         return folder / "tokenizer.json"
+    if not HUB_ID.fullmatch(model):
+        raise UserError(f"--model {model} does not exist; name a model folder or a hub id (owner/name)")
     from huggingface_hub import hf_hub_download  # only for hub ids
 
     try:
-        return Path(hf_hub_download(tokenizer, "tokenizer.json"))
+        return Path(hf_hub_download(model, "tokenizer.json"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the hub gave no tokenizer.json for {tokenizer}: {reason}") from error
+        raise UserError(f"--model {model} is no local folder, and the hub gave no tokenizer.json: {reason}") from error
