@@ -101,6 +101,29 @@ class MergeConfig:
     """dtype of the base's weights. `auto`: the one they are stored in. AHN parameters stay float32."""
 
 
+@dataclass
+class AccountingConfig:
+    """Parameters, FLOPs and cache bytes of full attention against sinks + window + AHN."""
+
+    model: str = "qwen2.5-3b"
+    """qwen2.5-3b, qwen2.5-7b, qwen2.5-14b, or a folder with a config.json."""
+    cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
+    length: int = 128_000
+    """Tokens of context."""
+    num_sink_tokens: int = 128
+    window_size: int = 32_640
+    """Most recent tokens that attention keeps, sinks not counted."""
+    bytes_per_element: int = 4
+    """Of keys, values and state in the paper's cache formula (the paper counts 4)."""
+    json: Path | None = None
+    """File to write the figures to."""
+
+    def __post_init__(self) -> None:
+        _check_window_flags(self.num_sink_tokens, self.window_size)
+        require(self.length >= 1, f"--length: must be >= 1, found {self.length}")
+        require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
+
+
 def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
     require(
         num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"
