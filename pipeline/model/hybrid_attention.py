@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
@@ -144,39 +145,20 @@ def _attend_cached(
     hidden: Tensor,
     layer: HippocampusLayer,
 ) -> Tensor:
-    """A step with a cache; k and v [B, Hkv, K, D] hold the window and the new tokens."""
-    window, num_columns = layer.window, k.shape[2]
-    gates = layer.push_gates(memory.fn.write_gates(hidden))
-    if layer.padding is None and layer.num_seen <= window.lossless_budget:
-        return _attend_all(module, q, k, v, scaling, layer)
-    first_position = layer.first_position(num_columns)
-    output = sink_window_attention(
-        q, k, v, window, scale=scaling, first_position=first_position, sink_k=layer.sink_keys,
-        sink_v=layer.sink_values,
-    )  # fmt: skip
-    num_leaving = num_columns - window.window_size
-    if num_leaving <= 0:
-        return output
-    gates = _silence_non_writes({n: g[:, :num_leaving] for n, g in gates.items()}, window, first_position)
-    read, layer.state = memory.fn.read(
-        q[:, :, -num_leaving:].transpose(1, 2),
-        k[:, :, :num_leaving].transpose(1, 2),
-        v[:, :, :num_leaving].transpose(1, 2),
-        gates,
-        hidden[:, -num_leaving:],
-        initial_state=layer.state,
-        output_final_state=True,
-    )
-    output = torch.cat([output[:, :-num_leaving], output[:, -num_leaving:] + read.to(output.dtype)], 1)
-    return output
+    """A step with a cache: k and v [B, Hkv, T, D] hold the new tokens."""
+    gates = memory.fn.write_gates(hidden)
+    num_new = q.shape[2]
+    if layer.padding is None and layer.num_seen + num_new <= layer.window.lossless_budget:
+        layer.write(k, v, gates)
+        return _attend_within_budget(module, q, scaling, layer)
+    if num_new == 1:
+        return _decode(module, q, k, v, scaling, memory, hidden, gates, layer)
+    return _prefill(q, k, v, scaling, memory, hidden, gates, layer)
 
 
-def _attend_all(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, layer: HippocampusLayer) -> Tensor:
-    """Within the budget, unpadded: sinks that left the window and the window are all tokens, in order."""
-    num_left = layer.num_seen - k.shape[2]
-    if num_left:
-        k = torch.cat([layer.sink_keys[:, :, :num_left], k], 2)
-        v = torch.cat([layer.sink_values[:, :, :num_left], v], 2)
+def _attend_within_budget(module: nn.Module, q: Tensor, scaling: float, layer: HippocampusLayer) -> Tensor:
+    """Unpadded, nothing evicted: the buffer holds all tokens in order, and the base's kernel runs as the base's."""
+    k, v = layer.keys[:, :, : layer.num_seen], layer.values[:, :, : layer.num_seen]
     num_queries, num_keys = q.shape[2], k.shape[2]
     mask = None
     if 1 < num_queries < num_keys:
@@ -186,13 +168,83 @@ def _attend_all(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: flo
     return _base_attention(module, q, k, v, scaling, mask)
 
 
-def _silence_non_writes(
-    gates: dict[str, Tensor], window: WindowSpec, first_position: Tensor | None
-) -> dict[str, Tensor]:
+def _decode(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float,
+    memory: Memory,
+    hidden: Tensor,
+    gates: Gates,
+    layer: HippocampusLayer,
+) -> Tensor:
+    """One token: it takes the slot of the one that it evicts, and attends to the buffer as it lies."""
+    evicting = layer.num_seen >= layer.window.lossless_budget
+    evicted = layer.take_evicted() if evicting else None
+    layer.write(k, v, gates)
+    output = _base_attention(module, q, layer.keys, layer.values, scaling, layer.slot_mask())
+    if evicted is None:
+        return output
+    old_keys, old_values, old_gates, position = evicted
+    read, layer.state = memory.fn.read(
+        q.transpose(1, 2),
+        old_keys.transpose(1, 2),
+        old_values.transpose(1, 2),
+        _silence_non_writes(old_gates, layer.window, position),
+        hidden,
+        initial_state=layer.state,
+        output_final_state=True,
+    )
+    return output + read.to(output.dtype)
+
+
+def _prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float,
+    memory: Memory,
+    hidden: Tensor,
+    gates: Gates,
+    layer: HippocampusLayer,
+) -> Tensor:
+    """Many tokens: the window's columns and the new ones, in order of time."""
+    window = layer.window
+    old_k, old_v, old_gates, num_old = layer.window_columns()
+    first = layer.num_seen - num_old
+    layer.write(k, v, gates)
+    k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
+    num_columns = k.shape[2]
+    positions = layer.positions(first, first + num_columns)
+    output = sink_window_attention(
+        q,
+        k,
+        v,
+        window,
+        scale=scaling,
+        first_position=positions[:, 0],
+        sink_k=layer.keys[:, :, : window.num_sink_tokens],
+        sink_v=layer.values[:, :, : window.num_sink_tokens],
+    )
+    num_leaving = num_columns - window.window_size
+    if num_leaving <= 0:
+        return output
+    leaving = {n: torch.cat([old_gates[n], g], 1)[:, :num_leaving] if num_old else g[:, :num_leaving]
+               for n, g in gates.items()}  # fmt: skip
+    read, layer.state = memory.fn.read(
+        q[:, :, -num_leaving:].transpose(1, 2),
+        k[:, :, :num_leaving].transpose(1, 2),
+        v[:, :, :num_leaving].transpose(1, 2),
+        _silence_non_writes(leaving, window, positions[:, :num_leaving]),
+        hidden[:, -num_leaving:],
+        initial_state=layer.state,
+        output_final_state=True,
+    )
+    return torch.cat([output[:, :-num_leaving], output[:, -num_leaving:] + read.to(output.dtype)], 1)
+
+
+def _silence_non_writes(gates: Gates, window: WindowSpec, positions: Tensor) -> Gates:
     """Zeroes the write gates of columns that are padding or sinks: such a column changes nothing in the memory."""
-    num_leaving = next(iter(gates.values())).shape[1]
-    position = torch.arange(num_leaving, device=next(iter(gates.values())).device)[None]
-    if first_position is not None:
-        position = position + first_position[:, None]
-    is_write = (position >= window.num_sink_tokens)[..., None]
+    is_write = (positions >= window.num_sink_tokens)[..., None]
     return {name: torch.where(is_write, gate, 0.0) for name, gate in gates.items()}

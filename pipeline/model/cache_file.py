@@ -1,0 +1,81 @@
+"""A cache as one safetensors file: a long document absorbed once, then asked many questions in other processes.
+
+The file names the model that made it (a digest over probes of all weights) and is refused by any other.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.attention.window import WindowSpec
+from pipeline.errors import UserError
+from pipeline.model.cache import HippocampusCache
+
+FORMAT_VERSION = 1
+_PROBE_ELEMENTS = 64
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and the first and last elements of all parameters; milliseconds."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        probe = torch.cat([flat[:_PROBE_ELEMENTS], flat[-_PROBE_ELEMENTS:]]).double().cpu()
+        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode() + probe.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_cache(cache: HippocampusCache, model: nn.Module, path: Path) -> None:
+    """Writes the cache; an older file of that name is replaced atomically."""
+    tensors = {
+        f"{index}.{name}": value.contiguous().cpu()
+        for index, layer in enumerate(cache.layers)
+        for name, value in layer.tensors().items()
+    }
+    if cache.layers[0].padding is not None:  # the same in all layers
+        tensors["padding"] = cache.layers[0].padding.cpu()
+    description = {
+        "format_version": FORMAT_VERSION,
+        "window": asdict(cache.window),
+        "num_seen": cache.get_seq_length(),
+        "model_fingerprint": model_fingerprint(model),
+    }
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    save_file(tensors, temporary, metadata={"ahn_cache": json.dumps(description)})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_cache(path: Path, model: nn.Module) -> HippocampusCache:
+    """Reads a cache back onto the model's device.
+
+    Raises:
+        UserError: not a cache, damaged, or made by another model.
+    """
+    try:
+        with safe_open(path, "pt", device=str(next(model.parameters()).device)) as file:
+            description = json.loads((file.metadata() or {}).get("ahn_cache", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"cache {path} cannot be read: {error}") from error
+    if description.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} is no cache of format version {FORMAT_VERSION}: {description or 'no description'}")
+    if description["model_fingerprint"] != model_fingerprint(model):
+        raise UserError(f"cache {path} was made by a model with other weights; absorb the document again with this one")
+    cache = HippocampusCache(model.config.num_hidden_layers, WindowSpec(**description["window"]))
+    for index, layer in enumerate(cache.layers):
+        own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
+        layer.lazy_initialization(own["keys"], own["values"])
+        layer.keys, layer.values = own["keys"], own["values"]
+        layer.state, layer.padding = own.get("state"), tensors.get("padding")
+        layer.gates = {n.removeprefix("gates."): t for n, t in own.items() if n.startswith("gates.")}
+        layer.num_seen = description["num_seen"]
+    return cache
