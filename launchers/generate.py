@@ -3,6 +3,8 @@
 python launchers/generate.py --model RUN/adapter --prompt "def quicksort(items):" --max_new_tokens 64
 python launchers/generate.py --model RUN/adapter --prompt_file book.txt --window_size 1920
 cat notes.txt | python launchers/generate.py --model MERGED --chat
+python launchers/generate.py --model RUN/adapter --prompt_file book.txt --save_cache book.cache     # absorb once,
+python launchers/generate.py --model RUN/adapter --load_cache book.cache --prompt "Who did it?"     # ask often
 """
 
 import sys
@@ -38,6 +40,9 @@ def main() -> None:
     config = parse_cli(GenerateConfig)
     files = resolve_model(config.model, config.base)
     window = files.choose_window(config.num_sink_tokens, config.window_size)
+    for flag, path in (("--save_cache", config.save_cache), ("--load_cache", config.load_cache)):
+        if path is not None and window is None:
+            raise UserError(f"{flag} {path}: --model {config.model} is a plain base, whose cache grows with the text")
     find_tokenizer_json(files.tokenizer)
     prompt = read_prompt(config)
 
@@ -45,6 +50,8 @@ def main() -> None:
     from transformers import AutoTokenizer, TextStreamer
 
     from pipeline.evaluation.placement import choose_device, choose_dtype
+    from pipeline.model.cache_file import load_cache, save_cache
+    from pipeline.model.generation import absorb
     from pipeline.model.loading import load_model, set_window
 
     tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
@@ -59,20 +66,33 @@ def main() -> None:
     model.eval().to(device)
     if window is not None:
         set_window(model, window)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not config.chat).to(device)
-    sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.temperature > 0 else {}
+    add_special_tokens = not config.chat and config.load_cache is None  # a text that goes on has no second beginning
+    input_ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=add_special_tokens).input_ids.to(device)
     started = time.perf_counter()
+    if config.save_cache is not None:
+        save_cache(absorb(model, input_ids, config.prefill_chunk), model, config.save_cache)
+        print(f"{config.save_cache}: {input_ids.shape[1]} tokens in {time.perf_counter() - started:.1f} s")
+        return
+    cache = None if config.load_cache is None else load_cache(config.load_cache, model)
+    num_absorbed = 0 if cache is None else cache.get_seq_length()
+    num_prompt = num_absorbed + input_ids.shape[1]
+    sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.temperature > 0 else {}
     output = model.generate(
-        **inputs,
+        input_ids,
+        attention_mask=torch.ones(1, num_prompt, dtype=torch.int64, device=device),
+        past_key_values=cache,
+        prefill_chunk_size=config.prefill_chunk,
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,
     )
     seconds = time.perf_counter() - started
-    length, new_tokens = output.shape[1], output.shape[1] - inputs["input_ids"].shape[1]
-    kept = "full attention" if window is None else f"{window}, {window.num_evicted(length)} tokens in the memory"
-    print(f"{length - new_tokens} + {new_tokens} tokens in {seconds:.1f} s; {kept}", file=sys.stderr)
+    num_new = output.shape[1] - input_ids.shape[1]
+    window = window if cache is None else cache.window
+    in_memory = 0 if window is None else window.num_evicted(num_prompt + num_new)
+    kept = "full attention" if window is None else f"{window}, {in_memory} tokens in the memory"
+    print(f"{num_prompt} + {num_new} tokens in {seconds:.1f} s; {kept}", file=sys.stderr)
 
 
 if __name__ == "__main__":

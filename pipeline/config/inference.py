@@ -74,10 +74,22 @@ class GenerateConfig:
     """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
+    prefill_chunk: int = 2048
+    """Prompt tokens that are absorbed at a time; memory does not depend on the prompt's length."""
+    save_cache: Path | None = None
+    """Absorb the prompt, write the cache to this file and generate nothing: one document, many questions later."""
+    load_cache: Path | None = None
+    """Go on from a cache that --save_cache wrote; the prompt is what comes after the document."""
 
     def __post_init__(self) -> None:
         _check_window_flags(self.num_sink_tokens, self.window_size)
         require(self.prompt is None or self.prompt_file is None, "--prompt and --prompt_file: give only one")
+        require(self.prefill_chunk >= 1, f"--prefill_chunk: must be >= 1, found {self.prefill_chunk}")
+        require(self.save_cache is None or self.load_cache is None, "--save_cache and --load_cache: give only one")
+        require(
+            self.load_cache is None or (self.num_sink_tokens is None and self.window_size is None),
+            "--load_cache: the cache has the window it was made with; leave out --num_sink_tokens and --window_size",
+        )
         require(self.max_new_tokens >= 1, f"--max_new_tokens: must be >= 1, found {self.max_new_tokens}")
         require(self.temperature >= 0, f"--temperature: must be >= 0, found {self.temperature}")
         require(0 < self.top_p <= 1, f"--top_p: must be in (0, 1], found {self.top_p}")

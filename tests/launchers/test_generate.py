@@ -41,6 +41,20 @@ def test_window_flags_change_the_text(tiny) -> None:
     assert greedy(tiny, WindowSpec(2, 30), 24) != greedy(tiny, None, 24)
 
 
+def test_a_document_is_absorbed_once_and_asked_later(tiny, tmp_path) -> None:
+    document, question = PROMPT * 2, " assert model(documents)"
+    model, cache = ["--model", tiny.adapter], tmp_path / "document.cache"
+    window = ["--num_sink_tokens", 2, "--window_size", 30]
+    absorbed = launch("generate.py", *model, *window, "--prompt", document, "--save_cache", cache, "--prefill_chunk", 7)
+    assert absorbed.returncode == 0, absorbed.stderr
+    asked = ["--prompt", question, "--max_new_tokens", 16]
+    answers = [launch("generate.py", *model, "--load_cache", cache, *asked) for _ in range(2)]
+    whole = launch("generate.py", *model, *window, "--prompt", document + question, "--max_new_tokens", 16)
+    assert answers[0].stdout == answers[1].stdout == whole.stdout != "", answers[0].stderr
+    refused = launch("generate.py", "--model", tiny.base, *asked, "--save_cache", cache)
+    assert refused.returncode == 2 and "plain base" in refused.stderr
+
+
 def test_reads_stdin_and_samples_by_the_seed(tiny) -> None:
     flags = (
         "--model",
