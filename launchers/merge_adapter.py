@@ -1,6 +1,7 @@
-"""Writes a base and its adapter as one folder that AutoModelForCausalLM loads after `import pipeline`.
+"""Writes an adapter with its base as one folder that AutoModelForCausalLM loads after `import pipeline`.
 
 python launchers/merge_adapter.py --adapter RUN/adapter --output MERGED
+python launchers/merge_adapter.py --adapter RUN/adapter --output PUBLISHED --layout published  # memories alone
 """
 
 from pipeline.config import MergeConfig, parse_cli
@@ -11,12 +12,17 @@ def main() -> None:
     config = parse_cli(MergeConfig)
     if not config.adapter.is_dir():
         raise UserError(f"--adapter {config.adapter}: no such folder")
-    import torch
+    if config.layout == "published":
+        from pipeline.model.export import export_published
 
-    from pipeline.model.loading import merge_adapter
+        export_published(config.adapter, config.output, base=config.base)
+    else:
+        import torch
 
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base)
+        from pipeline.model.export import merge_adapter
+
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base)
     print(config.output)
 
 

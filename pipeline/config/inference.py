@@ -101,12 +101,14 @@ class GenerateConfig:
 
 @dataclass
 class MergeConfig:
-    """Write a base and its adapter as one transformers folder."""
+    """Write an adapter in another form: with its base as one transformers folder, or in the published layout."""
 
     adapter: Path
     """Adapter folder (RUN/adapter)."""
     output: Path
     """Folder to write; must not exist yet."""
+    layout: Literal["merged", "published"] = "merged"
+    """`merged`: base and memories in one model. `published`: the memories alone, as the AHN checkpoints on the hub."""
     base: str | None = None
     """Base model of the adapter. Default: the one that the adapter names."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

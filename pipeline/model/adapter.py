@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.model.files import ADAPTER_CONFIG
+from pipeline.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_WEIGHTS = "model.safetensors"
 ADAPTER_FORMAT_VERSION = 1
 _PROBE_BYTES = 4096
 _PROBES_PER_FILE = 256

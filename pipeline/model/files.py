@@ -10,6 +10,8 @@ from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
 
 ADAPTER_CONFIG = "ahn_config.json"
+ADAPTER_WEIGHTS = "model.safetensors"
+PUBLISHED_WINDOW = WindowSpec(num_sink_tokens=128, window_size=32640)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -22,7 +24,7 @@ class ModelFiles:
     """
 
     folder: Path
-    kind: Literal["adapter", "merged", "base"]
+    kind: Literal["adapter", "published", "merged", "base"]
     base: str | None
     window: WindowSpec | None
 
@@ -52,6 +54,10 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     Raises:
         UserError: no such folder, not a model, or an adapter whose base is not on this machine.
     """
+    if is_published_id(str(model)) or holds_memories_alone(model):
+        if base is None:
+            raise UserError(f"--model {model} is a published AHN checkpoint, which does not name its base: give --base")
+        return ModelFiles(model, "published", _resolve_base(model, base, base), PUBLISHED_WINDOW)
     if not model.is_dir():
         raise UserError(f"--model {model}: no such folder; give an adapter, a merged model or a base model")
     if (model / ADAPTER_CONFIG).is_file():
@@ -66,6 +72,22 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     if memory is None:
         return ModelFiles(model, "base", None, None)
     return ModelFiles(model, "merged", None, WindowSpec(memory["num_sink_tokens"], memory["window_size"]))
+
+
+def is_published_id(model: str) -> bool:
+    """Whether `model` is a hub id of the published AHN collection and no local folder."""
+    return HUB_ID.fullmatch(model) is not None and "/AHN-" in model and not Path(model).exists()
+
+
+def holds_memories_alone(folder: Path) -> bool:
+    """Whether the folder has the published layout: a config.json, and weights of memories without their base."""
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file() or not (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+        return False
+    with open(weights, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = [name for name in header if name != "__metadata__"]
+    return bool(names) and all(".ahn.fn." in name for name in names)
 
 
 def _resolve_base(adapter: Path, named: str, given: str | None) -> str:

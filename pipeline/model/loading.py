@@ -1,11 +1,10 @@
 """Loading bases and AHN models, and the window an AHN model infers with."""
 
 import logging
-import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline.attention.window import WindowSpec
@@ -14,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint, read_adapter
 from pipeline.model.augment import DEFAULT_AHN, UnsupportedModelError, ahn_model_class
 from pipeline.model.files import ADAPTER_CONFIG
+from pipeline.model.published import find_published, read_published
 
 VERIFIED_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 logger = logging.getLogger(__name__)
@@ -113,9 +113,18 @@ def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None) -
         )
     window = WindowSpec(info["num_sink_tokens"], info["window_size"])
     model = load_base(base, memory=MemoryConfig(**info["memory"]), window=window, dtype=dtype)
+    return _fill_memories(model, state, f"adapter {folder}", base)
+
+
+def _fill_memories(model: PreTrainedModel, state: dict[str, torch.Tensor], origin: str, base: str) -> PreTrainedModel:
     parameters = {name: p for name, p in model.named_parameters() if ".ahn." in name}
-    if {n: p.shape for n, p in parameters.items()} != {n: v.shape for n, v in state.items()}:
-        raise UserError(f"adapter {folder}: its tensors do not fit the memories of {base}")
+    shapes, wanted = ({n: list(x.shape) for n, x in named.items()} for named in (state, parameters))
+    if shapes != wanted:
+        name = next(n for n in sorted(shapes.keys() | wanted.keys()) if shapes.get(n) != wanted.get(n))
+        raise UserError(
+            f"{origin} does not fit the base {base}: {name} is {shapes.get(name, 'missing')} there, "
+            f"{wanted.get(name, 'missing')} here"
+        )
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
@@ -123,7 +132,8 @@ def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None) -
 
 
 def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> PreTrainedModel:
-    """Loads an adapter folder (onto `base`, or the base it names), a merged folder, or a plain base.
+    """Loads an adapter folder (onto `base`, or the base it names), a published AHN checkpoint (folder or hub id, onto
+    `base`), a merged folder, or a plain base.
 
     A plain base comes back as it is: full attention, no memory.
 
@@ -132,30 +142,18 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> Pre
     """
     if (Path(path) / ADAPTER_CONFIG).is_file():
         return load_adapter(Path(path), dtype=dtype, base=base)
+    published = find_published(path)
+    if published is not None:
+        if base is None:
+            raise UserError(f"--model {path} is a published AHN checkpoint, which does not name its base: give --base")
+        cell, state = read_published(published)
+        model = load_base(base, memory=MemoryConfig(cell=cell), window=None, dtype=dtype)
+        return _fill_memories(model, state, f"--model {path}", base)
     load_config(path)
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise UserError(f"--model {path}: {' '.join(str(error).split())[:300]}") from error
-
-
-def merge_adapter(adapter: Path, output: Path, *, dtype: torch.dtype | None = None, base: str | None = None) -> None:
-    """Writes base and memories as one transformers folder, with the base's tokenizer files.
-
-    It loads with AutoModelForCausalLM after `import pipeline`. The base is written in `dtype` (None: the one it is
-    stored in), memories in float32.
-
-    Raises:
-        UserError: as `load_adapter`; `output` already there.
-    """
-    if output.exists():
-        raise UserError(f"--output {output}: already exists; name a folder that does not")
-    base = base or read_adapter(adapter)[0]["base_model"]
-    model = load_adapter(adapter, dtype=dtype or load_config(base).dtype or torch.float32, base=base)
-    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    model.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(base).save_pretrained(temporary)
-    os.replace(temporary, output)
 
 
 def _causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:

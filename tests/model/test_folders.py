@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -13,18 +14,23 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
 from pipeline.model.adapter import adapter_state, base_fingerprint, save_adapter
+from pipeline.model.export import export_published, merge_adapter
 from pipeline.model.files import ADAPTER_CONFIG
-from pipeline.model.loading import load_base, load_model, merge_adapter, set_window
-from tests.model.conftest import SIZES, WINDOW
+from pipeline.model.loading import load_base, load_model, set_window
+from tests.model.conftest import SIZES, WINDOW, Base
 
 
 def save(model, base, folder):
@@ -151,3 +157,47 @@ def test_a_base_that_cannot_be_augmented_is_refused_by_reason(model_class, confi
     model_class(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=reason):
         load_base(str(tmp_path), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32)
+
+
+@torch.no_grad()
+def test_the_published_layout_round_trips(base, tokens, tmp_path):
+    """Keys of the published checkpoints, GatedDeltaNet's unused D included; the base must be named."""
+    model = base.load_acting(torch.float32)
+    export_published(save(model, base, tmp_path / "adapter"), tmp_path / "published")
+    header = load_file(tmp_path / "published" / "model.safetensors")
+    first = {name.removeprefix("model.layers.0.ahn.fn.") for name in header if ".layers.0." in name}
+    assert first == {
+        "gated_delta_net": {*["A_log", "D", "dt_bias", "a_proj.weight", "b_proj.weight", "g_proj.weight"],
+                            "o_norm.weight", "o_proj.weight"},
+        "delta_net": {"b_proj.weight", "g_proj.weight", "o_norm.weight", "o_proj.weight"},
+        "mamba2": {*["A_log", "dt_bias", "dt_proj.bias", "dt_proj.weight", "g_proj.bias", "g_proj.weight", "norm.weight"],
+                   "o_proj.weight"},
+    }[base.cell]  # fmt: skip
+    with pytest.raises(UserError, match="give --base"):
+        load_model(str(tmp_path / "published"), dtype=torch.float32)
+    loaded = load_model(str(tmp_path / "published"), dtype=torch.float32, base=base.folder)
+    assert (loaded.config.ahn["num_sink_tokens"], loaded.config.ahn["window_size"]) == (128, 32_640)
+    set_window(loaded, WINDOW)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_an_adapter_on_a_base_of_other_sizes_names_the_tensor(base_of_family, tmp_path):
+    base = base_of_family
+    export_published(save(base.load_acting(torch.float32), base, tmp_path / "adapter"), tmp_path / "published")
+    Qwen2ForCausalLM(Qwen2Config(**{**SIZES, "hidden_size": 32})).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"model\.layers\.0\.ahn\.fn\..* is \[4, 64\] there, \[4, 32\] here"):
+        load_model(str(tmp_path / "published"), dtype=torch.float32, base=str(tmp_path / "other"))
+
+
+@torch.no_grad()
+def test_bases_with_shards_scaled_rope_and_attention_biases(tokens, tmp_path):
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+    config = LlamaConfig(**SIZES, rope_parameters=rope, attention_bias=True, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    base = Base(str(tmp_path), "gated_delta_net")
+    model, plain = base.load_acting(torch.float32), base.load()
+    assert torch.equal(model(tokens[:, :16]).logits, plain(tokens[:, :16]).logits)
+    assert base_fingerprint(base.folder) == base_fingerprint(base.folder)
+    loaded = load_model(str(save(model, base, tmp_path / "adapter")), dtype=torch.float32)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)

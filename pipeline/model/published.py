@@ -1,0 +1,79 @@
+"""The layout of the published checkpoints (ByteDance-Seed/AHN-{Mamba2,DN,GDN}-for-Qwen-2.5-Instruct-{3B,7B,14B}).
+
+A folder with `config.json` (the base's) and one `model.safetensors` that holds the memories alone. Its keys are ours,
+`model.layers.{i}.ahn.fn.{parameter}`, with one more parameter in GatedDeltaNet that nothing uses: `D` [H], all ones.
+Nothing in the folder names the cell; its parameters do.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.model.files import ADAPTER_WEIGHTS, holds_memories_alone, is_published_id
+
+UNUSED = "D"
+CELL_PARAMETERS = {
+    "gated_delta_net": {"b_proj.weight", "a_proj.weight", "g_proj.weight", "A_log", "dt_bias", "o_norm.weight",
+                        "o_proj.weight"},
+    "delta_net": {"b_proj.weight", "g_proj.weight", "o_norm.weight", "o_proj.weight"},
+    "mamba2": {"dt_bias", "A_log", "norm.weight", "dt_proj.weight", "dt_proj.bias", "g_proj.weight", "g_proj.bias",
+               "o_proj.weight"},
+}  # fmt: skip
+
+
+def find_published(path_or_id: str) -> Path | None:
+    """The folder of a published checkpoint: local, or downloaded for a hub id of the AHN collection; else None."""
+    folder = Path(path_or_id)
+    if is_published_id(path_or_id):
+        try:
+            folder = Path(snapshot_download(path_or_id, allow_patterns=["*.json", "*.safetensors"]))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--model {path_or_id}: no local folder, and the hub gave nothing: {reason}") from error
+    return folder if holds_memories_alone(folder) else None
+
+
+def read_published(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The cell's name and its parameters under our names, float32.
+
+    Raises:
+        UserError: unreadable, or parameters of no cell that is known here.
+    """
+    try:
+        state = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: {error}") from error
+    state = {name: value.float() for name, value in state.items() if not name.endswith(f".ahn.fn.{UNUSED}")}
+    parameters = {name.split(".ahn.fn.", 1)[1] for name in state}
+    for cell, expected in CELL_PARAMETERS.items():
+        if parameters == expected:
+            return cell, state
+    raise UserError(f"{folder}: parameters {sorted(parameters)} are those of no cell ({', '.join(CELL_PARAMETERS)})")
+
+
+def save_published(folder: Path, cell: str, state: dict[str, Tensor], base_config: str) -> None:
+    """Writes the memories in the published layout, with the base's config.json (its text) beside them.
+
+    Raises:
+        UserError: the folder is already there.
+    """
+    if folder.exists():
+        raise UserError(f"--output {folder}: already exists; name a folder that does not")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    if cell == "gated_delta_net":
+        tensors |= {
+            name.replace("A_log", UNUSED): torch.ones_like(value)
+            for name, value in tensors.items()
+            if name.endswith(".ahn.fn.A_log")
+        }
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (temporary / "config.json").write_text(base_config)
+    os.replace(temporary, folder)
