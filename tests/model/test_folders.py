@@ -166,13 +166,16 @@ def test_the_published_layout_round_trips(base, tokens, tmp_path):
     export_published(save(model, base, tmp_path / "adapter"), tmp_path / "published")
     header = load_file(tmp_path / "published" / "model.safetensors")
     first = {name.removeprefix("model.layers.0.ahn.fn.") for name in header if ".layers.0." in name}
-    assert first == {
-        "gated_delta_net": {*["A_log", "D", "dt_bias", "a_proj.weight", "b_proj.weight", "g_proj.weight"],
-                            "o_norm.weight", "o_proj.weight"},
-        "delta_net": {"b_proj.weight", "g_proj.weight", "o_norm.weight", "o_proj.weight"},
-        "mamba2": {*["A_log", "dt_bias", "dt_proj.bias", "dt_proj.weight", "g_proj.bias", "g_proj.weight", "norm.weight"],
-                   "o_proj.weight"},
-    }[base.cell]  # fmt: skip
+    delta_net = {"b_proj.weight", "g_proj.weight", "o_norm.weight", "o_proj.weight"}
+    assert (
+        first
+        == {
+            "gated_delta_net": delta_net | {"A_log", "D", "dt_bias", "a_proj.weight"},
+            "delta_net": delta_net,
+            "mamba2": {"A_log", "dt_bias", "dt_proj.bias", "dt_proj.weight", "g_proj.bias", "g_proj.weight"}
+            | {"norm.weight", "o_proj.weight"},
+        }[base.cell]
+    )
     with pytest.raises(UserError, match="give --base"):
         load_model(str(tmp_path / "published"), dtype=torch.float32)
     loaded = load_model(str(tmp_path / "published"), dtype=torch.float32, base=base.folder)
