@@ -5,7 +5,7 @@ Standard library and jsonargparse only, so that a wrong flag is reported before 
 """
 
 from pipeline.config.data import DemoConfig, FetchModelConfig, ListSourcesConfig, PrepareConfig
-from pipeline.config.inference import AccountingConfig, EvalConfig, GenerateConfig, MergeConfig
+from pipeline.config.inference import AccountingConfig, DoctorConfig, EvalConfig, GenerateConfig, MergeConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
 from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
 
@@ -13,6 +13,7 @@ __all__ = [
     "AccountingConfig",
     "ConfigError",
     "DemoConfig",
+    "DoctorConfig",
     "EvalConfig",
     "FetchModelConfig",
     "GenerateConfig",

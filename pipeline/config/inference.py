@@ -138,6 +138,14 @@ class AccountingConfig:
         require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
 
 
+@dataclass
+class DoctorConfig:
+    """Check this machine before the first job: versions, launch environment, kernels, twenty training steps."""
+
+    output: Path = Path("doctor.html")
+    """HTML page to write."""
+
+
 def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
     require(
         num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"

@@ -1,0 +1,137 @@
+"""Each kernel on this machine against its plain form, and twenty real training steps."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.ahn.backend import use_backend
+from pipeline.ahn.base import l2_normalise
+from pipeline.ahn.delta_net import chunk_delta_rule, naive_recurrent_delta_rule
+from pipeline.ahn.gated_delta_net import chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
+from pipeline.ahn.mamba2 import chunk_ssd, naive_recurrent_ssd
+from pipeline.attention.sink_window import sink_window_attention
+from pipeline.attention.window import WindowSpec
+from pipeline.losses.chunked_kl import chunked_forward_kl
+
+WINDOW = WindowSpec(num_sink_tokens=16, window_size=112)
+LENGTH = 320
+# Relative error of outputs and gradients that arithmetic of the kind explains; TF32 rounds like bfloat16's mantissa
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's page."""
+
+    name: str
+    status: Literal["ok", "failed", "left out"]
+    detail: str
+
+
+def run_checks(device: torch.device) -> Iterator[Check]:
+    """Every check that this machine can do, as it is done."""
+    dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    rules = {
+        "GatedDeltaNet": (chunk_gated_delta_rule, naive_recurrent_gated_delta_rule, 2),
+        "DeltaNet": (chunk_delta_rule, naive_recurrent_delta_rule, 1),
+        "Mamba2": (chunk_ssd, naive_recurrent_ssd, 2),
+    }
+    for name, (chunked, naive, num_gates) in rules.items():
+        with use_backend("torch"):
+            yield _compare(f"{name}: torch chunks against the recurrence", *_rule(chunked, naive, num_gates, device))
+        if device.type != "cuda":
+            yield Check(f"{name}: fla's Triton kernel", "left out", "needs CUDA")
+            continue
+        for dtype in dtypes:
+            yield _compare(
+                f"{name}: fla's Triton kernel against the recurrence, {_short(dtype)}",
+                *_rule(chunked, naive, num_gates, device, dtype),
+                dtype,
+            )
+    kind = "flex_attention" if device.type == "cuda" else "blocked SDPA"
+    for dtype in dtypes:
+        name = f"sinks + window: {kind} against the dense mask, {_short(dtype)}"
+        yield _compare(name, *_attention(device), dtype)
+    if importlib.util.find_spec("flash_attn") is None or device.type != "cuda":
+        yield Check("flash-attn", "left out", "needs CUDA and requirements-gpu.txt; torch's SDPA serves full attention")
+    else:
+        yield _compare("flash-attn against SDPA, bfloat16", *_flash_attention(device), torch.bfloat16)
+    yield _compare("chunked KL against whole logits", *_loss(device))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _compare(
+    name: str,
+    actual: Callable[..., Tensor],
+    expected: Callable[..., Tensor],
+    inputs: list[Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Check:
+    """Outputs and gradients of two forms of a function, the expected one in float32."""
+    results = []
+    for function, kind in ((actual, dtype), (expected, torch.float32)):
+        leaves = [x.detach().to(kind).requires_grad_() for x in inputs]
+        output = function(*leaves)
+        torch.manual_seed(0)
+        weight = torch.randn(output.shape, device=output.device)
+        results.append([output, *torch.autograd.grad((output.float() * weight).sum(), leaves)])
+    error = max(((a.float() - e.float()).norm() / e.float().norm()).item() for a, e in zip(*results, strict=True))
+    status = "ok" if error <= TOLERANCE[dtype] else "failed"
+    return Check(name, status, f"relative error {error:.1e} (limit {TOLERANCE[dtype]:.0e})")
+
+
+def _rule(
+    chunked: Callable, naive: Callable, num_gates: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Callable, Callable, list[Tensor]]:
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, LENGTH, 4, 64, device=device) for _ in range(3))
+    gates = [-torch.rand(1, LENGTH, 4, device=device) * 0.2, torch.rand(1, LENGTH, 4, device=device)][-num_gates:]
+
+    def gates_in_float(rule: Callable) -> Callable:
+        return lambda q, k, v, *gates: rule(q, k, v, *(g.float() for g in gates))[0]
+
+    return gates_in_float(chunked), gates_in_float(naive), [l2_normalise(q), l2_normalise(k), v, *gates]
+
+
+def _attention(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
+    torch.manual_seed(2)
+    position = torch.arange(LENGTH).numpy()
+    mask = torch.from_numpy(WINDOW.visible(position[:, None], position[None])).to(device)
+    inputs = [torch.randn(1, heads, LENGTH, 64, device=device) for heads in (4, 2, 2)]
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.125, enable_gqa=True).transpose(1, 2)
+
+    return lambda q, k, v: sink_window_attention(q, k, v, WINDOW, scale=0.125), dense, inputs
+
+
+def _flash_attention(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
+    from flash_attn import flash_attn_func
+
+    torch.manual_seed(3)
+    inputs = [torch.randn(1, 4, LENGTH, 64, device=device) for _ in range(3)]
+
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
+
+    return flash, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), inputs
+
+
+def _loss(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
+    torch.manual_seed(4)
+    student, teacher = (torch.randn(100, 64, device=device) for _ in range(2))
+    head, weights = torch.randn(5000, 64, device=device), torch.rand(100, device=device)
+
+    def whole(student: Tensor) -> Tensor:
+        log_q, log_p = F.log_softmax(student @ head.T, -1), F.log_softmax(teacher @ head.T, -1)
+        return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * weights).sum()
+
+    return lambda student: chunked_forward_kl(student, teacher, head, weights, 32), whole, [student]
