@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [attention cells loss ...]`: prints tables, writes runs/benchmarks.json."""
+"""`python -m tests.benchmarks [attention cells loss decoding]`: prints tables, writes runs/benchmarks.json."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("attention", "cells", "loss")
+NAMES = ("attention", "cells", "loss", "decoding")
 
 
 def main() -> None:
