@@ -7,6 +7,7 @@ windows do not recompile.
 """
 
 import functools
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from pipeline.attention.window import WindowSpec
 
 BLOCK_SIZE = 256
+logger = logging.getLogger(__name__)
 
 
 def sink_window_attention(
@@ -110,6 +112,7 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, scale: 
 
 @functools.cache
 def _compiled_flex() -> object:
+    logger.info("sinks + window attention runs on flex_attention")
     return torch.compile(flex_attention, dynamic=True)
 
 

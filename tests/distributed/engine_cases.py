@@ -24,15 +24,11 @@ from pipeline.training.step import NonFiniteError, exchange_totals, run_step
 
 NUM_STEPS, RESUME_AFTER, LEARNING_RATE = 4, 2, 1e-2
 CLIPPED, UNCLIPPED = 1e-3, 1e3
-OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
+SHIPPED = Path(__file__).parents[2] / "ds_configs"
 ZERO = {
     "zero0": {"stage": 0},
-    "zero1": {"stage": 1},
-    "zero2": {"stage": 2},
-    "zero3": {"stage": 3},
+    **{path.stem: json.loads(path.read_text())["zero_optimization"] for path in sorted(SHIPPED.glob("*.json"))},
     "zero3_all_partitioned": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    "zero2_offload": {"stage": 2, **OFFLOAD},
-    "zero3_offload": {"stage": 3, **OFFLOAD, "offload_param": {"device": "cpu", "pin_memory": False}},
 }
 # name: (ZeRO section, dtype of the base, normalisation, clipping, loss, activation checkpointing)
 CASES = {

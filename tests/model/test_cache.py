@@ -126,3 +126,17 @@ def test_assisted_decoding_past_the_budget_says_why_not(base_of_family, tokens):
     repetitive = tokens[:1, :4].repeat(1, 10)  # makes prompt look-up propose tokens, which must be taken back
     with pytest.raises(ValueError, match="evicted"):
         model.generate(repetitive, max_new_tokens=30, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+@torch.no_grad()
+def test_bfloat16_decodes_near_its_own_whole_forward(base, tokens):
+    """Keys and values in bfloat16, gates and state in float32."""
+    model = base.load_acting(torch.bfloat16)
+    cache = absorb(model, tokens[:, :30])
+    steps = [model(token, past_key_values=cache).logits for token in tokens[:, 30:].split(1, 1)]
+    whole = model(tokens, use_cache=False).logits[:, 30:]
+    difference = (torch.cat(steps, 1) - whole).float()
+    assert difference.norm() < 0.05 * whole.float().norm()
+    dtypes = {name: value.dtype for name, value in cache.layers[0].tensors().items()}
+    assert dtypes.pop("keys") == dtypes.pop("values") == torch.bfloat16
+    assert set(dtypes.values()) == {torch.float32}
