@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CHUNK_SIZE = 64
-CHUNKS_PER_SEGMENT = 2
+CHUNK_SIZE = 32
+CHUNKS_PER_SEGMENT = 4
 
 
 def chunk_rule(
@@ -85,17 +85,19 @@ class _ChunkRule(torch.autograd.Function):
         delta: bool,
     ) -> tuple[Tensor, Tensor]:
         output = torch.empty(*q.shape[:3], v.shape[3], dtype=v.dtype, device=v.device)
-        h, entries = state.flatten(0, 1), []
-        for start, end in _segments(q.shape[1]):
-            entries.append(h)
+        segments, h = _segments(q.shape[1]), state.flatten(0, 1)
+        entries = h.new_empty(len(segments), *h.shape)
+        for (start, end), entry in zip(segments, entries, strict=True):
+            entry.copy_(h)
             segment = _take(start, end, q, k, v, g, beta)
             factors = _factors(segment, scale, delta)
-            states, new, h = _scan(segment, factors, h)
-            chunk_output = torch.matmul(segment.q * (factors.decay * scale), states)
-            _put(output, start, end, chunk_output + factors.scores @ new)
-        ctx.save_for_backward(q, k, v, g, beta, torch.stack(entries))
+            scan = _scan(segment, factors, entry)
+            from_state = (segment.q * (factors.decay * scale)) @ scan.states[:-1]
+            _put(output, start, end, from_state.add_(factors.scores @ scan.new))
+            h = scan.states[-1]
+        ctx.save_for_backward(q, k, v, g, beta, entries)
         ctx.scale, ctx.delta = scale, delta
-        return output, h.unflatten(0, state.shape[:2])
+        return output, h.unflatten(0, state.shape[:2]).clone()
 
     @staticmethod
     @once_differentiable
@@ -146,11 +148,12 @@ def _put(target: Tensor, start: int, end: int, source: Tensor) -> None:
 
 
 def _factors(segment: _Segment, scale: float, delta: bool) -> _Factors:
-    log_decay = segment.g.cumsum(-1)[..., None]
-    chunk = log_decay.shape[2]
+    # float64: beside one strong decay the differences of small ones would drown in float32. e^-1000 is 0 anyway.
+    log_decay = segment.g.double().clamp(min=-1e3).cumsum(-1)[..., None]
+    chunk, dtype = log_decay.shape[2], segment.q.dtype
     above = torch.ones(chunk, chunk, dtype=torch.bool, device=log_decay.device).triu(1)
-    lower = (log_decay - log_decay.mT).masked_fill_(above, float("-inf")).exp_()
-    decay, decay_to_end = log_decay.exp(), (log_decay[:, :, -1:] - log_decay).exp()
+    lower = (log_decay - log_decay.mT).to(dtype).masked_fill_(above, float("-inf")).exp_()
+    decay, decay_to_end = log_decay.to(dtype).exp(), (log_decay[:, :, -1:] - log_decay).to(dtype).exp()
     keys = mix = k_read = None
     if delta:
         keys = ((segment.k @ segment.k.mT) * lower).tril_(-1)
@@ -170,17 +173,27 @@ def _factors(segment: _Segment, scale: float, delta: bool) -> _Factors:
     )
 
 
-def _scan(segment: _Segment, factors: _Factors, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States at the start of each chunk [N, X, D, D], n of each [N, X, C, D], and the state at the end."""
-    states, new = [], []
-    for i in range(segment.q.shape[0]):
-        states.append(h)
-        if factors.mix is None:
-            new.append(segment.v[i] * segment.beta[i, ..., None])
-        else:
-            new.append(torch.bmm(factors.mix[i], torch.baddbmm(segment.v[i], factors.k_read[i], h)))
-        h = torch.baddbmm(h * factors.total[i], factors.k_write[i].mT, new[i])
-    return torch.stack(states), torch.stack(new), h
+class _Scan(NamedTuple):
+    states: Tensor  # at the start of each chunk and at the end [N + 1, X, D, D]
+    new: Tensor  # n [N, X, C, D]
+    z: Tensor | None  # [N, X, C, D], delta rule only
+
+
+def _scan(segment: _Segment, factors: _Factors, h: Tensor) -> _Scan:
+    """Goes through the chunks, given the state at their start."""
+    states = h.new_empty(len(segment.q) + 1, *h.shape)
+    states[0] = h
+    if factors.mix is None:
+        new, z = segment.v * segment.beta[..., None], None
+    else:
+        new, z = torch.empty_like(segment.v), torch.empty_like(segment.v)
+    for i in range(len(segment.q)):
+        if factors.mix is not None:
+            torch.baddbmm(segment.v[i], factors.k_read[i], states[i], out=z[i])
+            torch.bmm(factors.mix[i], z[i], out=new[i])
+        torch.mul(states[i], factors.total[i], out=states[i + 1])
+        states[i + 1].baddbmm_(factors.k_write[i].mT, new[i])
+    return _Scan(states, new, z)
 
 
 def _segment_backward(
@@ -190,18 +203,20 @@ def _segment_backward(
 
     `dx` is the gradient of x; `dh_out` [N, X, D, D] the one of the state after each chunk.
     """
-    states, new, _ = _scan(segment, factors, h)
-    dn_local = factors.scores.mT @ d_out
-    dh_local = (segment.q * (factors.decay * scale)).mT @ d_out
-    dn, dz, dh_out = [], [], []
-    for i in reversed(range(segment.q.shape[0])):
-        dh_out.append(dh)
-        dn.append(torch.baddbmm(dn_local[i], factors.k_write[i], dh))
-        dh = torch.addcmul(dh_local[i], dh, factors.total[i])
+    scan = _scan(segment, factors, h)
+    states, new = scan.states[:-1], scan.new
+    dn = factors.scores.mT @ d_out
+    dh_in = torch.empty_like(scan.states)
+    torch.matmul((segment.q * (factors.decay * scale)).mT, d_out, out=dh_in[:-1])
+    dh_in[-1] = dh
+    dz = torch.empty_like(dn)
+    for i in reversed(range(len(segment.q))):
+        dn[i].baddbmm_(factors.k_write[i], dh_in[i + 1])
+        dh_in[i].addcmul_(dh_in[i + 1], factors.total[i])
         if factors.mix is not None:
-            dz.append(torch.bmm(factors.mix[i].mT, dn[-1]))
-            dh = torch.baddbmm(dh, factors.k_read[i].mT, dz[-1])
-    dn, dh_out = torch.stack(dn[::-1]), torch.stack(dh_out[::-1])
+            torch.bmm(factors.mix[i].mT, dn[i], out=dz[i])
+            dh_in[i].baddbmm_(factors.k_read[i].mT, dz[i])
+    dh, dh_out = dh_in[0], dh_in[1:]
 
     d_scores = (d_out @ new.mT).mul_(factors.lower).mul_(scale)
     dq = (d_out @ states.mT).mul_(factors.decay * scale) + d_scores @ segment.k
@@ -212,15 +227,13 @@ def _segment_backward(
         dbeta = (dn * segment.v).sum(-1)
         dk, signed = dk_column, -dk_column
     else:
-        dz = torch.stack(dz[::-1])
         dv = dz
         d_keys = (dz @ new.mT).mul_(factors.lower).tril_(-1).neg_()
         dk_row = (dz @ states.mT).mul_(-factors.decay) + d_keys @ segment.k
         dk_column += d_keys.mT @ segment.k
         dk, signed = dk_row + dk_column, dk_row - dk_column
         # n = b (z - T0 n) and dn' = dn - T0^T dz is the gradient of b (z - T0 n)
-        z = segment.v + factors.k_read @ states
-        dbeta = ((dn - factors.keys.mT @ dz) * (z - factors.keys @ new)).sum(-1)
+        dbeta = ((dn - factors.keys.mT @ dz) * (scan.z - factors.keys @ new)).sum(-1)
     # Every factor of G stands beside q_i or k_i, so the gradient of G needs no further products.
     d_log_decay = (segment.q * dq).sum(-1) + (segment.k * signed).sum(-1)
     at_end = (segment.k * dk_end).sum((-1, -2)) + (dh_out * states).sum((-1, -2)) * factors.total[..., 0, 0]

@@ -29,11 +29,13 @@ def over_sequences(
         Outputs [1, total, ...] and final states [N, ...].
 
     Raises:
-        ValueError: the bounds do not fit the inputs.
+        ValueError: the bounds do not fit the inputs, or a sequence is empty.
     """
     lengths = cu_seqlens.diff().tolist()
     if inputs[0].shape[0] != 1 or sum(lengths) != inputs[0].shape[1]:
         raise ValueError(f"cu_seqlens needs inputs [1, {sum(lengths)}, ...], found {list(inputs[0].shape)}")
+    if min(lengths) < 1:
+        raise ValueError(f"cu_seqlens must rise: a sequence has {min(lengths)} tokens")
     pieces = [x[0].split(lengths) for x in inputs]
     if max(lengths) * len(lengths) <= MAX_PADDING * sum(lengths):
         batch = (pad_sequence(x, batch_first=True) for x in pieces)

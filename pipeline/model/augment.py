@@ -84,7 +84,11 @@ class _AHNDecoder(_AHNInit):
             if documents is not None or not use_memory:
                 raise ValueError("`documents` and `use_memory=False` are for forwards without a cache")
             plan = past_key_values = _as_hippocampus_cache(past_key_values, self.config)
-            plan.set_padding(attention_mask)
+            padding = plan.set_padding(attention_mask, tokens.shape[1])
+            if padding is not None and position_ids is None:
+                first = plan.get_seq_length()
+                columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+                position_ids = (columns - padding[:, None]).clamp(min=0)
         else:
             documents = self._documents(tokens, attention_mask) if documents is None else documents
             plan = DocumentPlan(documents, *tokens.shape[:2], use_memory=use_memory, prefixes=prefixes, record=record)

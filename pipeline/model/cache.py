@@ -68,7 +68,9 @@ class HippocampusLayer(CacheLayerMixin):
         index = slots[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
         gate_slots = (slots - self.window.num_sink_tokens).clamp(min=0)
         gates = {
-            name: g.gather(1, gate_slots[..., None].expand(-1, -1, g.shape[2])) if g.shape[1] else g
+            name: g.gather(1, gate_slots[..., None].expand(-1, -1, g.shape[2]))
+            if g.shape[1]
+            else g.new_zeros(g.shape[0], count, g.shape[2])  # all columns are sinks
             for name, g in self.gates.items()
         }
         return self.keys.gather(2, index), self.values.gather(2, index), gates, count
@@ -149,16 +151,19 @@ class HippocampusLayer(CacheLayerMixin):
         """Forgets the newest -tokens_to_remove tokens, as transformers calls it.
 
         Raises:
-            ValueError: some token was already evicted, so what the buffer held before is gone.
+            ValueError: some token was already evicted, so what the buffer held before is gone; a positive number, or
+                more tokens than were seen.
         """
         if tokens_to_remove == 0:
             return
+        if not -self.num_seen <= tokens_to_remove < 0:
+            raise ValueError(f"crop takes minus the number of tokens to forget, of {self.num_seen}: {tokens_to_remove}")
         if not self.is_croppable:
             raise ValueError(
-                f"cannot take back {abs(tokens_to_remove)} of {self.num_seen} tokens: beyond {self.window} tokens are "
+                f"cannot take back {-tokens_to_remove} of {self.num_seen} tokens: beyond {self.window} tokens are "
                 f"evicted into the memory, which cannot be undone; take `snapshot()` before and `restore()` it"
             )
-        self.num_seen -= abs(tokens_to_remove)
+        self.num_seen += tokens_to_remove
 
     def _select(self, rows: Tensor) -> None:
         if self.is_initialized:
@@ -198,20 +203,28 @@ class HippocampusCache(Cache):
         super().__init__(layers=[HippocampusLayer(window) for _ in range(num_layers)])
         self.window = window
 
-    def set_padding(self, attention_mask: Tensor | None) -> None:
-        """Notes each row's left padding from the mask [B, seen + new].
+    def set_padding(self, attention_mask: Tensor | None, num_new: int) -> Tensor | None:
+        """Notes each row's left padding from the mask [B, seen + new]; without a mask it stays what it was.
+
+        Returns:
+            The padding, int64 [B], or None for none.
 
         Raises:
-            ValueError: a hole or right padding.
+            ValueError: a hole, right padding, or a mask of another width.
         """
+        if attention_mask is None:
+            return self.layers[0].padding
+        mask, width = attention_mask.bool(), self.get_seq_length() + num_new
+        if mask.shape[1] != width:
+            raise ValueError(f"attention_mask covers {mask.shape[1]} tokens, the cache and the new ones are {width}")
         padding = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            mask = attention_mask.bool()
+        if not bool(mask.all()):
             padding = (mask.cumsum(-1) == 0).sum(-1)
-            if not bool((mask.sum(-1) == mask.shape[1] - padding).all()):
+            if not bool((mask.sum(-1) == width - padding).all()):
                 raise ValueError("with a cache, attention_mask may hide left padding only: pad prompts on the left")
         for layer in self.layers:
             layer.padding = padding
+        return padding
 
     def snapshot(self) -> "HippocampusCache":
         """A copy that later tokens do not change: absorb a document once, then ask each question from a copy."""

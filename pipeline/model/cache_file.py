@@ -73,6 +73,8 @@ def load_cache(path: Path, model: nn.Module) -> HippocampusCache:
     cache = HippocampusCache(model.config.num_hidden_layers, WindowSpec(**description["window"]))
     for index, layer in enumerate(cache.layers):
         own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
+        if "keys" not in own:  # saved before anything was absorbed
+            continue
         layer.lazy_initialization(own["keys"], own["values"])
         layer.keys, layer.values = own["keys"], own["values"]
         layer.state, layer.padding = own.get("state"), tensors.get("padding")

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -154,6 +155,26 @@ def test_a_token_with_zero_gates_changes_nothing(rule):
     kept = [x[:, ~silent] for x in (q, k, v, *gates)]
     _, without = rule.chunked(*kept, initial_state=state, output_final_state=True)
     assert relative(with_silent, without) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["gated_delta_net", "mamba2"])
+@pytest.mark.parametrize("reset", [-50.0, -1e4, -1e30, -math.inf])
+def test_one_strong_decay_among_weak_ones_costs_no_precision(name, reset):
+    rule = RULES[name]
+    (q, k, v, g, beta), _ = draw(rule, 1, 150, 2, 2)
+    g = (0.02 * g.detach()).index_fill(1, torch.arange(20, 150, 40), reset)
+    expected, _ = rule.naive(q, k, v, g, beta)
+    single = [x.detach().float().requires_grad_() for x in (q, k, v, g, beta)]
+    output, _ = rule.chunked(*single)
+    assert relative(output.double(), expected) < 1e-6
+    output.square().sum().backward()
+    assert all(x.grad.isfinite().all() for x in single)
+
+
+def test_an_empty_sequence_is_refused():
+    inputs, _ = draw(RULES["delta_net"], 1, 20, 2, 2)
+    with pytest.raises(ValueError, match="must rise"):
+        chunk_delta_rule(*inputs, cu_seqlens=torch.tensor([0, 0, 5, 20]))
 
 
 def test_identical_keys_at_full_strength_stay_finite_and_exact_in_float32():

@@ -92,6 +92,33 @@ def test_crop_past_an_eviction_is_refused_and_a_snapshot_brings_it_back(base, to
 
 
 @torch.no_grad()
+def test_a_padded_cache_keeps_its_padding_and_derives_positions(base, tokens):
+    """The next step may leave out mask and positions; a mask of the new tokens alone is refused."""
+    model, mask = base.load_acting(), torch.ones_like(tokens)
+    mask[1, :9] = 0
+    cache = absorb(model, tokens[:, :40], mask[:, :40])
+    with pytest.raises(ValueError, match="covers 1 tokens"):
+        model(tokens[:, 40:41], attention_mask=mask[:, 40:41], past_key_values=cache)
+    logits = model(tokens[:, 40:], past_key_values=cache).logits
+    alone = model(tokens[1:, 9:], use_cache=False).logits[:, -8:]
+    torch.testing.assert_close(logits[1:], alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("tokens_to_remove", [8, -11])
+def test_crop_takes_no_more_than_there_is(base_of_family, tokens, tokens_to_remove):
+    with torch.no_grad():
+        cache = absorb(base_of_family.load_acting(), tokens[:, :10])
+    with pytest.raises(ValueError, match="of 10"):
+        cache.crop(tokens_to_remove)
+
+
+def test_an_empty_cache_can_be_saved(base_of_family, tmp_path):
+    model = base_of_family.load_acting()
+    save_cache(HippocampusCache(3, WINDOW), model, tmp_path / "empty")
+    assert load_cache(tmp_path / "empty", model).get_seq_length() == 0
+
+
+@torch.no_grad()
 def test_rows_can_be_repeated_and_selected(base, tokens):
     model = base.load_acting()
     cache = absorb(model, tokens[:, :40])

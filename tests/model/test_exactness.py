@@ -107,6 +107,27 @@ def test_any_window_decodes_as_one_forward(base, tokens, window):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("window", "chunks"),
+    [
+        (WindowSpec(100, 30), [50, 90]),
+        (WindowSpec(64, 16), [30, 74]),
+        (WindowSpec(128, 64), [100, 100, 1, 1, 10]),
+        (WindowSpec(3, 200), [63, 1, 1, 100, 60, 1]),
+    ],
+    ids=str,
+)
+def test_chunks_that_fit_the_sinks_and_buffers_that_grow(base, window, chunks):
+    """The buffer starts smaller than the window and doubles; the first chunks may hold nothing but sinks."""
+    tokens = torch.randint(1, 131, (1, sum(chunks)), generator=torch.Generator().manual_seed(4))
+    model = base.load_acting(window=window)
+    expected = model(tokens, use_cache=False).logits
+    assert (expected - model.lm_head(hidden(model, tokens, use_memory=False))).abs().max() > 1e-2
+    actual = in_chunks(model, tokens, chunks, window=window)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
 def test_greedy_generate_is_the_uncached_loop(base, tokens):
     model = base.load_acting()
     generated = model.generate(tokens[:, :20], max_new_tokens=20, do_sample=False)
