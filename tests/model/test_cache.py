@@ -167,3 +167,12 @@ def test_bfloat16_decodes_near_its_own_whole_forward(base, tokens):
     dtypes = {name: value.dtype for name, value in cache.layers[0].tensors().items()}
     assert dtypes.pop("keys") == dtypes.pop("values") == torch.bfloat16
     assert set(dtypes.values()) == {torch.float32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_size", [None, 10])
+def test_generation_computes_logits_of_the_last_token_only(base_of_family, tokens, chunk_size):
+    model, widths = base_of_family.load_acting(), []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    model.generate(tokens, max_new_tokens=4, prefill_chunk_size=chunk_size, **GREEDY)
+    assert widths and set(widths) == {1}
