@@ -1,12 +1,11 @@
-"""Next-token cross entropy from hidden states and a frozen head, `chunk_size` positions at a time.
+"""Next-token cross entropy from hidden states and a frozen head, `chunk_size` positions at a time."""
 
-The same scheme as chunked_kl: the gradient to the hidden state is formed while a chunk's logits exist.
-"""
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pipeline.losses.logits import compute_logits
+from pipeline.losses.chunked import ChunkedLoss, compute_logits
 
 
 def chunked_cross_entropy(
@@ -28,49 +27,15 @@ def chunked_cross_entropy(
     Returns:
         Scalar in nats, float32 (float64 for float64 inputs).
     """
-    return _ChunkedCrossEntropy.apply(hidden, targets, lm_head_weight, position_weights, chunk_size)
 
+    def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_probs = compute_logits(hidden[part], lm_head_weight)
+        log_probs -= log_probs.logsumexp(-1, keepdim=True)
+        target = targets[part, None]
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        hidden: Tensor,
-        targets: Tensor,
-        lm_head_weight: Tensor,
-        position_weights: Tensor,
-        chunk_size: int,
-    ) -> Tensor:
-        total = position_weights.new_zeros(())
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, hidden.shape[0], chunk_size):
-            part = slice(start, start + chunk_size)
-            weights = position_weights[part]
-            nll, log_probs = _nll_of_chunk(hidden[part], targets[part], lm_head_weight)
-            total += torch.dot(nll.to(weights.dtype), weights)
-            if gradient is not None:
-                grad_logits = log_probs.exp_()
-                grad_logits[torch.arange(len(nll), device=nll.device), targets[part]] -= 1.0
-                gradient[part] = grad_logits.mul_(weights[:, None]).to(lm_head_weight.dtype) @ lm_head_weight
-        ctx.save_for_backward(gradient)
-        return total
+        def grad_logits() -> Tensor:
+            return log_probs.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=log_probs.dtype))
 
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_total: Tensor
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (
-            (None if gradient is None else gradient * grad_total.to(gradient.dtype)),
-            None,
-            None,
-            None,
-            None,
-        )
+        return -log_probs.gather(-1, target).squeeze(-1), grad_logits
 
-
-def _nll_of_chunk(hidden: Tensor, targets: Tensor, lm_head_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [C] and log-probabilities [C, V]."""
-    log_probs = compute_logits(hidden, lm_head_weight)
-    log_probs -= log_probs.logsumexp(-1, keepdim=True)
-    return -log_probs.gather(-1, targets[:, None]).squeeze(-1), log_probs
+    return ChunkedLoss.apply(hidden, lm_head_weight, position_weights, chunk_size, loss_of)

@@ -1,18 +1,18 @@
 """Exact forward KL(teacher || student) over the whole vocabulary without a positions x vocabulary tensor.
 
-Teacher and student share a frozen lm_head, so the loss is a function of two final hidden states and only the
-student's needs a gradient. Logits exist for `chunk_size` positions at a time; the gradient to the student's
-hidden state is formed in the forward pass, while they do, and kept (positions x hidden).
+Teacher and student share a frozen lm_head, so the loss is a function of two final hidden states, of which only the
+student's needs a gradient.
 
     KL_i = sum_v p_i(v) (log p_i(v) - log q_i(v)),    d KL_i / d logits_q = q_i - p_i
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.losses.logits import compute_logits
+from pipeline.losses.chunked import ChunkedLoss, compute_logits
 
 
 def chunked_forward_kl(
@@ -34,7 +34,12 @@ def chunked_forward_kl(
     Returns:
         Scalar sum_i position_weights[i] * KL_i in nats, float32 (float64 for float64 inputs).
     """
-    return _ChunkedForwardKL.apply(student_hidden, teacher_hidden, lm_head_weight, position_weights, chunk_size)
+
+    def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        chunk = _kl_of_chunk(student_hidden[part], teacher_hidden[part], lm_head_weight)
+        return chunk.kl, lambda: chunk.student_log_probs.exp_().sub_(chunk.teacher_probs)
+
+    return ChunkedLoss.apply(student_hidden, lm_head_weight, position_weights, chunk_size, loss_of)
 
 
 class PositionScores(NamedTuple):
@@ -66,43 +71,6 @@ class _Chunk(NamedTuple):
     student_log_probs: Tensor  # [C, V]
     teacher_probs: Tensor  # [C, V]
     log_ratio: Tensor  # log p - log q [C, V]
-
-
-class _ChunkedForwardKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        student_hidden: Tensor,
-        teacher_hidden: Tensor,
-        lm_head_weight: Tensor,
-        position_weights: Tensor,
-        chunk_size: int,
-    ) -> Tensor:
-        total = position_weights.new_zeros(())
-        gradient = torch.empty_like(student_hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, student_hidden.shape[0], chunk_size):
-            part = slice(start, start + chunk_size)
-            weights = position_weights[part]
-            chunk = _kl_of_chunk(student_hidden[part], teacher_hidden[part], lm_head_weight)
-            total += torch.dot(chunk.kl.to(weights.dtype), weights)
-            if gradient is not None:
-                grad_logits = chunk.student_log_probs.exp_().sub_(chunk.teacher_probs).mul_(weights[:, None])
-                gradient[part] = grad_logits.to(lm_head_weight.dtype) @ lm_head_weight
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_total: Tensor
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (
-            (None if gradient is None else gradient * grad_total.to(gradient.dtype)),
-            None,
-            None,
-            None,
-            None,
-        )
 
 
 def _kl_of_chunk(student: Tensor, teacher: Tensor, lm_head_weight: Tensor) -> _Chunk:
