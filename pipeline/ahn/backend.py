@@ -3,6 +3,9 @@
 import functools
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -27,24 +30,19 @@ def _resolve(device_type: str) -> Backend:
     return "fla"
 
 
-_override: Backend | None = None
+_override: ContextVar[Backend | None] = ContextVar("ahn_backend", default=None)
 
 
 def resolve_backend(device: torch.device) -> Backend:
     """`fla` on CUDA when it can be imported, else `torch`."""
-    return _override or _resolve(device.type)
+    return _override.get() or _resolve(device.type)
 
 
-class use_backend:
-    """Context manager that forces a backend, for tests and parity checks."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def __enter__(self) -> None:
-        global _override
-        self._previous, _override = _override, self._backend
-
-    def __exit__(self, *_: object) -> None:
-        global _override
-        _override = self._previous
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Forces a backend, for tests and parity checks."""
+    token = _override.set(backend)
+    try:
+        yield
+    finally:
+        _override.reset(token)
