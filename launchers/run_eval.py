@@ -23,7 +23,7 @@ def main() -> None:
     window = files.choose_window(config.num_sink_tokens, config.window_size)
     if window is None:
         raise UserError(f"--model {config.model} is a plain base without a memory; give an adapter or merged model")
-    dataset = PackedDataset(config.data)
+    dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     if tokenizer_fingerprint(find_tokenizer_json(files.tokenizer)) != dataset.manifest.tokenizer_sha256:
         raise UserError(
             f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name}, not as {files.tokenizer} "

@@ -16,8 +16,8 @@ class EvalConfig:
 
     model: Path
     """Adapter folder or merged model folder."""
-    data: Path
-    """Packed held-out documents written by launchers/prepare.py."""
+    data: str
+    """Packed held-out documents written by launchers/prepare.py: a folder, or its URL (any that fsspec reads)."""
     output: Path
     """Folder for report.html, report.json, documents.jsonl; a stopped evaluation goes on from what is there."""
     base: str | None = None
@@ -26,6 +26,10 @@ class EvalConfig:
     """First tokens that attention keeps. Default: the model's own."""
     window_size: int | None = None
     """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
+    data_cache: Path | None = None
+    """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
+    data_cache_bytes: int = 100_000_000_000
+    """Bound on that folder; the shards that were not read for the longest time make room."""
     max_documents: int | None = None
     """Evaluate only the first so many documents that are long enough."""
     pieces_per_document: int | None = None
@@ -41,7 +45,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _check_window_flags(self.num_sink_tokens, self.window_size)
-        for name in ("max_documents", "pieces_per_document", "logits_chunk_size"):
+        for name in ("data_cache_bytes", "max_documents", "pieces_per_document", "logits_chunk_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name}: must be >= 1, found {value}")
 

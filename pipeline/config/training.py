@@ -1,5 +1,6 @@
 """Settings of launchers/train.py."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,14 @@ class TrainConfig:
     """Recompute decoder layers in the backward pass."""
     seed: int = 0
     """Seeds data order, window draws and AHN initialisation."""
+    mixture: dict[str, float] | None = None
+    """Share of each source in an epoch, as {books: 0.7, code: 0.3}. Default: the weights in the data's manifest."""
+    shuffle: Literal["full", "block"] = "full"
+    """`full`: over all samples. `block`: shards, and samples within groups of shards: for data behind a URL."""
+    shuffle_block_shards: int = 16
+    """Shards in a group of block shuffle."""
+    loader_workers: int = 2
+    """Threads on each rank that read samples ahead. The order does not depend on it."""
     save_every: int = 100
     """Steps between checkpoints; one more is written at the end and on SIGTERM or SIGUSR1."""
     keep_checkpoints: int = 2
@@ -87,6 +96,8 @@ class TrainConfig:
             "global_batch_size",
             "micro_batch_size",
             "loss_chunk_size",
+            "shuffle_block_shards",
+            "loader_workers",
             "save_every",
             "keep_checkpoints",
         ):
@@ -94,6 +105,9 @@ class TrainConfig:
         require(self.learning_rate > 0, f"--train.learning_rate: must be > 0, found {self.learning_rate}")
         require(self.clip_grad_norm > 0, f"--train.clip_grad_norm: must be > 0, found {self.clip_grad_norm}")
         require(self.weight_decay >= 0, f"--train.weight_decay: must be >= 0, found {self.weight_decay}")
+        require(self.mixture != {}, "--train.mixture: names no source; leave it out to use the data's own weights")
+        for name, weight in (self.mixture or {}).items():
+            require(0 < weight < math.inf, f"--train.mixture: {name} must be finite and > 0, found {weight}")
         require(0 <= self.warmup_ratio < 1, f"--train.warmup_ratio: must be in [0, 1), found {self.warmup_ratio}")
 
     def grad_accum_steps(self, dp_size: int) -> int:
@@ -118,12 +132,16 @@ class TrainRunConfig:
 
     model: str
     """Base model: a local folder or a hub id."""
-    data: Path
-    """Packed data folder written by launchers/prepare.py."""
+    data: str
+    """Packed data written by launchers/prepare.py: a folder, or its URL (s3://, gs://, any that fsspec reads)."""
     output: Path
     """Run folder: config.yaml, metrics.jsonl, checkpoints/, adapter/, report.html."""
     ds_config: Path
     """DeepSpeed JSON (ZeRO stage, offload, communication), e.g. ds_configs/zero2.json."""
+    data_cache: Path | None = None
+    """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
+    data_cache_bytes: int = 100_000_000_000
+    """Bound on that folder; the shards that were not read for the longest time make room."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: go on from the newest checkpoint in --output if there is one. `never`: refuse a used folder."""
     local_rank: int = -1
@@ -131,3 +149,6 @@ class TrainRunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(self.data_cache_bytes >= 1, f"--data_cache_bytes: must be >= 1, found {self.data_cache_bytes}")

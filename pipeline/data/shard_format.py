@@ -13,12 +13,13 @@ sample's meta.json is {"documents": [...]}, one entry for each document or piece
 folder), "start" and "end" (the piece's tokens within its document), "tokens" (of the whole document) and
 "origin" (where its text lies: bytes, and the row of a JSONL or parquet file). A sample's key is
 `{unit}-{number in unit}`; a shard's name is `shard-{unit}-{number in unit}`: both depend on the input and the
-configuration alone.
+configuration alone. All samples of a shard come from one source.
 """
 
 import hashlib
 import io
 import json
+import re
 import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +28,30 @@ import numpy as np
 
 from pipeline.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MANIFEST_DIGEST_NAME = "manifest.json.sha256"
 RUN_INFO_NAME = "run.json"
 DIGEST_BYTES = 16
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("tokens", "<i8"), ("digest", "u1", (DIGEST_BYTES,))])
+
+MEMBER_NAMES = ("input_ids.npy", "cu_seqlens.npy", "loss_mask.npy", "meta.json")
+MEMBER_DTYPES = dict(zip(MEMBER_NAMES, map(np.dtype, ("<u4", "<i4", "|u1")), strict=False))
+BLOCK = tarfile.BLOCKSIZE
+_TEMPLATE = tarfile.TarInfo()
+_TEMPLATE.mode = 0o644
+_EMPTY_HEADER = _TEMPLATE.tobuf(tarfile.USTAR_FORMAT)
+# What all members have in common, which is all but name (100 bytes), size (12) and checksum (8).
+_CONSTANT_FIELDS = _EMPTY_HEADER[100:124] + _EMPTY_HEADER[136:148] + _EMPTY_HEADER[156:]
+_CONSTANT_SUM = sum(_CONSTANT_FIELDS) + 8 * ord(" ")  # the checksum field counts as blanks
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"([0-9a-f]{64}){2}")
+_SIZE = re.compile(rb"[0-7]{11}\0")
+_MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.(input_ids\.npy|cu_seqlens\.npy|loss_mask\.npy|meta\.json)")
+_NPY_HEADER = re.compile(  # format version 1.0, as numpy writes it for an array that is not structured
+    rb"\x93NUMPY\x01\0..\{'descr': '([^']*)', 'fortran_order': (?:False|True), 'shape': \(([0-9, ]*)\), \} *\n",
+    re.DOTALL,
+)
 
 
 class DataError(UserError):
@@ -58,10 +77,11 @@ class PackedSample:
 class ShardEntry:
     """One tar and its index as the manifest lists them; sizes in bytes, digests as sha256 hex.
 
-    `name` is the stem that both share.
+    `name` is the stem that both share; `source` names the source of all its samples.
     """
 
     name: str
+    source: str
     size: int
     sha256: str
     index_size: int
@@ -82,16 +102,19 @@ class ShardEntry:
 class Manifest:
     """manifest.json. Nothing in it depends on time, host or the number of workers.
 
-    `packing` and `reading` are the parameters of those names; `inputs` lists every file with its size,
-    sha256, and what was dropped from it; `dropped` sums that up as {"files" | "documents" | "tokens":
-    {reason: count}}; `totals` are the shards' samples, tokens and documents.
+    `packing` holds the parameters of that name. `sources` lists the sources in order: "name", "weight" (share of a
+    mixture's epoch, or null where none was asked for), "reading" (how its inputs are read), "labels" (whether its
+    samples have a loss_mask), "totals" and "dropped" as below but of this source. `inputs` lists every file with its
+    source, size, sha256, and what was dropped from it. `dropped` sums up what was left out as {"files" | "documents"
+    | "tokens": {reason: count}}; `totals` are samples, tokens, documents, text_bytes, cut_documents (spread over
+    several samples), duplicate_documents (same text as an earlier one, whether kept or dropped).
     """
 
     tokenizer_name: str
     tokenizer_sha256: str
     seq_len: int
     packing: dict
-    reading: dict
+    sources: list[dict]
     shards: list[ShardEntry]
     inputs: list[dict]
     dropped: dict
@@ -120,16 +143,39 @@ class Manifest:
                 f"data folder {folder} is not finished ({MANIFEST_DIGEST_NAME}, written last, is missing); "
                 f"run launchers/prepare.py on it again"
             )
-        raw = path.read_bytes()
-        if mark.read_bytes() != completion_mark(raw):
-            raise DataError(f"{path} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written")
+        return cls.parse(path.read_bytes(), mark.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, raw: bytes, mark: bytes, where: str) -> "Manifest":
+        """The manifest in the bytes `raw` of manifest.json; `mark`: those of the completion mark beside it.
+
+        Raises:
+            DataError: names `where`: altered, of another format version, or with names that are no file names.
+        """
+        if mark != completion_mark(raw):
+            raise DataError(f"{where} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written")
         fields = json.loads(raw)
         if fields.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {fields.get('format_version')}, this code reads {FORMAT_VERSION}"
+                f"{where} has format version {fields.get('format_version')}, this code reads {FORMAT_VERSION}"
             )
-        fields["shards"] = [ShardEntry(**s) for s in fields["shards"]]
-        return cls(**fields)
+        try:
+            fields["shards"] = [ShardEntry(**s) for s in fields["shards"]]
+            manifest = cls(**fields)
+            sources = {source["name"] for source in manifest.sources}
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{where} lacks a field or has one too many ({error}); prepare the data again") from error
+        for entry in manifest.shards:
+            if entry.source not in sources:
+                raise DataError(
+                    f"{where} lists {entry.name} of the source {entry.source!r}, which it does not describe"
+                )
+            # They become parts of paths, and the folder may be a stranger's.
+            if not (_SHARD_NAME.fullmatch(entry.name) and _SHA256.fullmatch(entry.sha256 + entry.index_sha256)):
+                raise DataError(
+                    f"{where} lists a shard {entry.name!r} that data_prep did not name; prepare the data again"
+                )
+        return manifest
 
 
 def completion_mark(manifest: bytes) -> bytes:
@@ -159,14 +205,25 @@ def load_index(folder: Path, entry: ShardEntry) -> np.ndarray:
         if path.stat().st_size != size:
             raise DataError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}")
     path = folder / entry.index_name
-    raw = path.read_bytes()
+    return parse_index(path.read_bytes(), entry, str(path))
+
+
+def parse_index(raw: bytes, entry: ShardEntry, where: str) -> np.ndarray:
+    """The index in the bytes `raw` of its file, INDEX_DTYPE [num_samples], checked against the manifest.
+
+    Raises:
+        DataError: names `where`.
+    """
     if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
-        raise DataError(f"{path} does not match its sha256 in the manifest")
+        raise DataError(f"{where} does not match its sha256 in the manifest")
     index = np.load(io.BytesIO(raw), allow_pickle=False)
     if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
-        raise DataError(f"{path} holds {index.dtype} {index.shape}, not the index of {entry.num_samples} samples")
+        raise DataError(f"{where} holds {index.dtype} {index.shape}, not the index of {entry.num_samples} samples")
+    ends = index["offset"] + index["length"]
+    if (index["offset"] < 0).any() or (index["length"] <= 0).any() or (ends > entry.size).any():
+        raise DataError(f"{where} places samples outside the {entry.size} bytes of {entry.tar_name}")
     if int(index["tokens"].sum()) != entry.num_tokens:
-        raise DataError(f"{path} adds up to {index['tokens'].sum()} tokens, the manifest says {entry.num_tokens}")
+        raise DataError(f"{where} adds up to {index['tokens'].sum()} tokens, the manifest says {entry.num_tokens}")
     return index
 
 
@@ -176,42 +233,80 @@ def sample_digest(raw: bytes) -> np.ndarray:
 
 
 def decode_sample(raw: bytes, where: str) -> PackedSample:
-    """Decodes one sample from its byte range in a tar; `where` names it in errors. Never unpickles.
+    """Decodes one sample from its byte range in a tar; `where` names it in errors.
+
+    Takes the very members that data_prep writes and nothing else a tar or an .npy may hold: no paths, no links, no
+    pickled objects. The arrays are read-only views of `raw`.
 
     Raises:
         DataError: members that do not make one sample, or arrays of another dtype or shape.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-            members = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
-        (key,) = {name.split(".", 1)[0] for name in members}
-        parts = {name.split(".", 1)[1]: content for name, content in members.items()}
-        arrays = {
-            name[: -len(".npy")]: np.load(io.BytesIO(content), allow_pickle=False)
-            for name, content in parts.items()
-            if name.endswith(".npy")
-        }
-        sample = PackedSample(
-            key,
-            arrays["input_ids"],
-            arrays["cu_seqlens"],
-            arrays.get("loss_mask"),
-            json.loads(parts["meta.json"]),
-        )
-    except (tarfile.TarError, ValueError, KeyError, IndexError, EOFError) as error:
+        members = _split_members(raw)
+        key = members[0][0].partition(".")[0]
+        names = [name.removeprefix(f"{key}.") for name, _, _ in members]
+        if names not in (["input_ids.npy", "cu_seqlens.npy", "meta.json"], list(MEMBER_NAMES)):
+            raise ValueError(f"its members are {[name for name, _, _ in members]}")
+        spans = {name: (start, end) for name, (_, start, end) in zip(names, members, strict=True)}
+        meta = json.loads(raw[slice(*spans.pop("meta.json"))])
+        arrays = {name: _npy_view(raw, *span, name) for name, span in spans.items()}
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a packed sample ({error})") from error
+    sample = PackedSample(key, arrays["input_ids.npy"], arrays["cu_seqlens.npy"], arrays.get("loss_mask.npy"), meta)
     _check_sample(sample, where)
     return sample
 
 
+def _split_members(raw: bytes) -> list[tuple[str, int, int]]:
+    """Name and byte range [start, end) of each tar member of `raw`.
+
+    Raises:
+        ValueError: there is none, or a header is not what data_prep writes (a plain file, nothing optional set).
+    """
+    members, position = [], 0
+    while position < len(raw) or not members:
+        header = raw[position : position + BLOCK]
+        name = header[:100].rstrip(b"\0")
+        size_field, checksum = header[124:136], header[148:156]
+        constant = header[100:124] + header[136:148] + header[156:]
+        expected = _CONSTANT_SUM + sum(name) + sum(size_field)
+        if constant != _CONSTANT_FIELDS or checksum != b"%06o\0 " % expected or not _SIZE.fullmatch(size_field):
+            raise ValueError(f"no header of a plain file at its byte {position}: {name.decode('ascii', 'replace')!r}")
+        if not _MEMBER.fullmatch(name):
+            raise ValueError(f"member {name.decode('ascii', 'replace')!r} has no name of a sample's part")
+        start = position + BLOCK
+        end = start + int(size_field[:11], 8)
+        position = end + -end % BLOCK
+        if position > len(raw):
+            raise ValueError(f"{name.decode()} is cut short")
+        members.append((name.decode(), start, end))
+    return members
+
+
+def _npy_view(raw: bytes, start: int, end: int, name: str) -> np.ndarray:
+    """The one-dimensional array of the .npy in raw[start:end].
+
+    Raises:
+        ValueError: another dtype or shape than the member must have, or pickled objects.
+    """
+    dtype = MEMBER_DTYPES[name]
+    header = _NPY_HEADER.match(raw, start, end)
+    if header is None or header.end() - start - 10 != int.from_bytes(raw[start + 8 : start + 10], "little"):
+        raise ValueError(f"{name} is not an .npy file of one plain array")
+    found, shape = header[1].decode(), header[2].decode()
+    length = (end - header.end()) // dtype.itemsize
+    if found != dtype.str or shape != f"{length}," or (end - header.end()) % dtype.itemsize:
+        objects = "; pickled objects are never loaded" if "O" in found else ""
+        raise ValueError(f"{name} must be {dtype} [n], its header says {found} ({shape}){objects}")
+    return np.frombuffer(raw, dtype, length, header.end())
+
+
 def _check_sample(sample: PackedSample, where: str) -> None:
     ids, bounds, mask = sample.input_ids, sample.cu_seqlens, sample.loss_mask
-    if ids.dtype != np.uint32 or ids.ndim != 1 or bounds.dtype != np.int32 or bounds.ndim != 1:
-        raise DataError(f"{where}: input_ids must be uint32 [T] and cu_seqlens int32 [n+1]")
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(ids) or (np.diff(bounds) <= 0).any():
         raise DataError(f"{where}: cu_seqlens must rise from 0 to the {len(ids)} tokens of the sample")
-    if mask is not None and (mask.dtype != np.uint8 or mask.shape != ids.shape):
-        raise DataError(f"{where}: loss_mask must be uint8 [{len(ids)}]")
+    if mask is not None and mask.shape != ids.shape:
+        raise DataError(f"{where}: loss_mask must be uint8 [{len(ids)}], it has {len(mask)}")
     documents = sample.meta.get("documents") if isinstance(sample.meta, dict) else None
     if not isinstance(documents, list) or len(documents) != len(bounds) - 1:
         raise DataError(f"{where}: meta.json must list the {len(bounds) - 1} documents of cu_seqlens")

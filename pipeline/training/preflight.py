@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import TrainRunConfig, require
-from pipeline.data.loader import PackedDataset
+from pipeline.config import TrainConfig, TrainRunConfig, require
+from pipeline.data.loader import PackedDataset, SampleStream, Shuffle
 from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.model.files import find_tokenizer_json
 from pipeline.training.deepspeed_config import load_deepspeed_config
@@ -18,7 +18,7 @@ class Plan:
     """A checked configuration with what was read to check it."""
 
     config: TrainRunConfig
-    dataset: PackedDataset
+    stream: SampleStream
     deepspeed: dict[str, Any]
 
 
@@ -31,8 +31,10 @@ def preflight(config: TrainRunConfig) -> Plan:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size)
     tokenizer = find_tokenizer_json(config.model)
-    dataset = PackedDataset(config.data)
+    dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
+    stream = open_stream(dataset, config.train)
+    check_cache(config, stream)
     expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
     require(
         expected == found,
@@ -41,7 +43,30 @@ def preflight(config: TrainRunConfig) -> Plan:
     )
     check_sequence_length(config, dataset.manifest.seq_len)
     check_run_folder(config, dataset.fingerprint)
-    return Plan(config, dataset, deepspeed)
+    return Plan(config, stream, deepspeed)
+
+
+def open_stream(dataset: PackedDataset, train: TrainConfig) -> SampleStream:
+    """The samples in the order that the settings ask for.
+
+    Raises:
+        DataError: the mixture does not fit the data.
+    """
+    return SampleStream(dataset, train.seed, train.mixture, Shuffle(train.shuffle, train.shuffle_block_shards))
+
+
+def check_cache(config: TrainRunConfig, stream: SampleStream) -> None:
+    """Refuses a cache in which shards of remote data would be fetched over and over.
+
+    Raises:
+        UserError: names the flag and the bytes that are in use at one time.
+    """
+    needed = stream.working_set_bytes
+    require(
+        not stream.dataset.is_remote or config.data_cache_bytes >= needed,
+        f"--data_cache_bytes {config.data_cache_bytes} is less than the {needed} bytes of --data {config.data} in use "
+        f"at one time; raise it, or choose --train.shuffle block and a lower --train.shuffle_block_shards",
+    )
 
 
 def check_sequence_length(config: TrainRunConfig, seq_len: int) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 FREE_SETTINGS = frozenset(
     {
         "train.micro_batch_size",
+        "train.loader_workers",
         "train.loss_chunk_size",
         "train.activation_checkpointing",
         "train.save_every",

@@ -29,7 +29,7 @@ def claim_output(plan: Plan, ranks: Ranks) -> str:
         error = found
     raise_together(error, ranks)
     if ranks.is_main:
-        claim_run_folder(plan.config, plan.dataset.fingerprint, fingerprint)
+        claim_run_folder(plan.config, plan.stream.dataset.fingerprint, fingerprint)
     torch.distributed.barrier()
     return fingerprint
 

@@ -18,7 +18,7 @@ from pipeline.metrics.logger import MetricsLogger
 from pipeline.metrics.plots import write_training_report
 from pipeline.metrics.throughput import peak_memory_gib
 from pipeline.model.adapter import save_adapter
-from pipeline.training.batches import BatchSource
+from pipeline.training.batches import BatchSource, StepBatches
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.engine import gather_moments, gather_weights, set_learning_rate
 from pipeline.training.preflight import Plan
@@ -59,17 +59,19 @@ class Trainer:
         self.engine, self.state = build_training(plan, ranks)
         self.saved_step = self.state.step if self.folder.latest_checkpoint() else None
         self.batches = BatchSource(
-            plan.dataset,
+            plan.stream,
             self.train,
             self.config.window,
             rank=ranks.rank,
             dp_size=ranks.world_size,
-            first_step=self.state.step,
+            position=self.state.consumed_samples,
+            num_steps=self.train.max_steps - self.state.step,
         )
 
     def run(self) -> None:
         """Trains to the last step, or to the next step boundary once a stop is asked for."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(self.batches))
             progress = stack.enter_context(
                 tqdm(
                     total=self.train.max_steps,
@@ -105,12 +107,12 @@ class Trainer:
 
     def train_step(self) -> dict[str, Any] | None:
         """One step; its row of metrics.jsonl, or None when a rank was asked to stop."""
-        started, batches, error = time.perf_counter(), [], None
+        started, read, error = time.perf_counter(), StepBatches([], self.state.consumed_samples), None
         try:
-            batches = self.batches.next_step()
+            read = self.batches.next_step()
         except DataError as found:
             error = found
-        totals, stop = exchange_totals(batches, error, bool(self.stop), self.ranks)
+        totals, stop = exchange_totals(read.micro_batches, error, bool(self.stop), self.ranks)
         if stop:
             return None
         rate = learning_rate(self.state.step, self.train.max_steps, self.train.learning_rate, self.train.warmup_ratio)
@@ -118,15 +120,15 @@ class Trainer:
         if totals.num_positions > 0:
             set_learning_rate(self.engine, rate)
             try:
-                result = run_step(self.engine, batches, totals, self.train.loss_normalisation, self.ranks)
+                result = run_step(self.engine, read.micro_batches, totals, self.train.loss_normalisation, self.ranks)
             except NonFiniteError as found:
-                raise self._failed(found, batches) from found
+                raise self._failed(found, read.micro_batches) from found
             row |= {self.loss_key: result.loss, "optim/grad_norm": result.grad_norm, "optim/lr": rate}
             row[peak_memory_gib(self.ranks.device)[0]] = result.peak_memory_gib
         self.state = replace(
             self.state,
             step=self.state.step + 1,
-            consumed_samples=self.state.consumed_samples + self.train.global_batch_size,
+            consumed_samples=read.position,
             skipped_steps=self.state.skipped_steps + (totals.num_positions == 0),
         )
         return row | self._counts(totals, time.perf_counter() - started)

@@ -55,10 +55,10 @@ def test_members_are_in_order_and_carry_no_time_or_owner() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_ids": np.zeros((3, 1), np.uint32)}, "input_ids must be uint32"),
+        ({"input_ids": np.zeros((3, 1), np.uint32)}, "input_ids.npy must be uint32"),
         ({"cu_seqlens": np.zeros(0, np.int32)}, "cu_seqlens must rise"),
         ({"loss_mask": np.ones(2, np.uint8)}, r"loss_mask must be uint8 \[3\]"),
-        ({"loss_mask": np.ones(3, bool)}, r"loss_mask must be uint8 \[3\]"),
+        ({"loss_mask": np.ones(3, bool)}, "loss_mask.npy must be uint8"),
         ({"meta": {"documents": [{}]}}, "must list the 2 documents"),
         ({"meta": []}, "must list the 2 documents"),
     ],

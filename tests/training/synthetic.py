@@ -9,10 +9,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from data_prep.manifest import complete_folder
 from data_prep.packing import Pack
 from data_prep.shard_writer import ShardWriter
-from pipeline.data.shard_format import Manifest, tokenizer_fingerprint
+from pipeline.data.shard_format import tokenizer_fingerprint
+from tests.data.folders import finish_folder
 
 VOCABULARY = 97
 LAST_TOKEN = VOCABULARY - 1
@@ -53,22 +53,20 @@ def make_data(
     """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    with ShardWriter(folder, unit=0, shard_bytes=1 << 30) as writer:
+    with ShardWriter(folder, unit=0, shard_bytes=1 << 30, source="data") as writer:
         for number, lengths in enumerate(documents):
             tokens = generator.integers(0, LAST_TOKEN, sum(lengths), dtype=np.uint32)
             if number == marked:
                 tokens[0] = LAST_TOKEN
             bounds = np.cumsum([0, *lengths], dtype=np.int32)
-            writer.write(Pack(tokens, bounds, [{"id": f"doc-{i}"} for i in range(len(lengths))]))
-    manifest = Manifest(
-        tokenizer_name="tiny",
+            documents = [
+                {"id": f"doc-{i}", "start": 0, "end": length, "tokens": length, "origin": {}}
+                for i, length in enumerate(lengths)
+            ]
+            writer.write(Pack(tokens, bounds, None, documents))
+    return finish_folder(
+        folder,
+        writer.entries,
         tokenizer_sha256=tokenizer_fingerprint(model / "tokenizer.json"),
         seq_len=seq_len,
-        packing={"method": "concat"},
-        reading={},
-        shards=writer.entries,
-        inputs=[],
-        dropped={},
     )
-    complete_folder(folder, manifest)
-    return folder

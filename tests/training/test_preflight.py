@@ -135,7 +135,7 @@ def claim(inputs: Path, output: Path, *flags: str, fingerprint: str | None = Non
         "--train.global_batch_size=4",
     ]
     plan = preflight(parse_cli(TrainRunConfig, [*arguments, *flags]))
-    claim_run_folder(plan.config, fingerprint or plan.dataset.fingerprint, "base")
+    claim_run_folder(plan.config, fingerprint or plan.stream.dataset.fingerprint, "base")
 
 
 def test_output_folder_of_something_else(inputs, tmp_path):
@@ -145,18 +145,36 @@ def test_output_folder_of_something_else(inputs, tmp_path):
 
 def test_a_run_goes_on_with_free_settings_changed(inputs, tmp_path):
     claim(inputs, tmp_path / "run")
-    check(inputs, tmp_path / "run", "--train.save_every=7", "--train.micro_batch_size=2", "--window.inference_window=9")
+    check(inputs, tmp_path / "run", "--train.save_every=7", "--train.micro_batch_size=2", "--window.inference_window=9",
+          "--train.loader_workers=5", f"--data_cache={tmp_path}")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "flag", ["--train.max_steps=7", "--train.seed=1", "--train.global_batch_size=8", "--window.sinks=[0]",
-             "--train.base_dtype=float32", "--train.loss=ce"]
+             "--train.base_dtype=float32", "--train.loss=ce", "--train.shuffle=block", "--train.shuffle_block_shards=3"]
 )  # fmt: skip
 def test_a_run_does_not_go_on_with_other_mathematics(inputs, tmp_path, flag):
     claim(inputs, tmp_path / "run")
     message = refused(inputs, tmp_path / "run", flag)
     name, value = flag.split("=")
     assert f"{name} {value} differs from" in message and str(tmp_path / "run") in message
+
+
+def test_a_run_goes_on_with_the_same_data_behind_a_url(inputs, tmp_path):
+    claim(inputs, tmp_path / "run")
+    url = (inputs / "data").as_uri()
+    check(inputs, tmp_path / "run", f"--data_cache={tmp_path / 'cache'}", data=url)
+    message = refused(inputs, tmp_path / "run", "--data_cache_bytes=100", data=url)
+    assert "--data_cache_bytes 100 is less than" in message and url in message
+
+
+def test_a_run_does_not_go_on_with_another_mixture(inputs, tmp_path):
+    claim(inputs, tmp_path / "run")
+    message = refused(inputs, tmp_path / "run", "--train.mixture={data: 2}")
+    assert "--train.mixture {'data': 2.0} differs from None" in message
+    assert "names the source 'code'; the data has data" in refused(
+        inputs, tmp_path / "new", "--train.mixture={code: 1}"
+    )
 
 
 def test_a_run_does_not_go_on_with_other_data_or_when_told_never(inputs, tmp_path):
