@@ -1,4 +1,4 @@
-"""Which files a run reads: expands files, folders, globs and lists, in an order that depends on nothing else."""
+"""Which files a source reads: expands files, folders, globs and lists, in an order that depends on nothing else."""
 
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -6,70 +6,86 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
+from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
+FileFormat = Literal["text", "jsonl", "parquet", "arrow"]
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class ReadingSpec:
-    """Which files of the inputs are read, and how. Sizes in bytes as stored."""
-
-    text_field: str
-    extensions: tuple[str, ...]
-    exclude: tuple[str, ...]
-    min_bytes: int
+FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+LEFT_OUT = ("excluded", "below_min_bytes", "hidden", "not_a_file", "linked_folder")
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file. `name` is its path below the folder that all inputs share, so it does not depend on the
-    machine.
+    """One file of a source; `size` in bytes as stored.
+
+    `name` is its path below the folder that all of the source's inputs share, so it does not depend on the
+    machine. It is unique in its source.
     """
 
+    source: str
     url: str
     name: str
-    format: str
+    format: FileFormat
     size: int
 
     @property
     def compression(self) -> str | None:
-        return COMPRESSIONS.get(posixpath.splitext(self.url)[1])
+        return COMPRESSIONS.get(posixpath.splitext(self.url)[1].lower())
 
 
-def find_inputs(inputs: Iterable[str], reading: ReadingSpec) -> tuple[list[InputFile], dict[str, int]]:
-    """Expands files, folders (recursively), globs and `@lists` into files sorted by name.
+def find_inputs(source: Source) -> tuple[list[InputFile], dict[str, int]]:
+    """Expands the source's files, folders (recursively), globs and `@lists` into files sorted by name.
 
     Returns:
-        The files, and how many were left out: {"excluded" | "below_min_bytes": count}. Files of a folder
-        whose extension is not asked for do not count: they were never selected.
+        The files, and how many were left out, a count for each of LEFT_OUT: `hidden` ones lie in a given folder
+        under a name that begins with a dot (.git); `linked_folder` counts links to folders, which are not followed;
+        `not_a_file` is a FIFO, a device or a link to nothing. Files of a folder whose extension is not asked for
+        do not count: they were never selected.
 
     Raises:
-        DataError: an input that does not exist or matches nothing, or nothing left to read.
+        DataError: an input that does not exist, is no file or matches nothing, or nothing left to read.
     """
+    skipped = dict.fromkeys(LEFT_OUT, 0)
     sizes: dict[str, int] = {}
-    for given in _expand_lists(inputs):
-        sizes.update(_expand(given, reading.extensions))
-    skipped = {"excluded": 0, "below_min_bytes": 0}
+    for given in _expand_lists(source):
+        sizes.update(_expand(given, source, skipped))
     for url in list(sizes):
-        if any(fnmatch(url, pattern) or fnmatch(posixpath.basename(url), pattern) for pattern in reading.exclude):
+        if any(fnmatch(url, pattern) or fnmatch(posixpath.basename(url), pattern) for pattern in source.exclude):
             skipped["excluded"] += 1
             del sizes[url]
-        elif sizes[url] < reading.min_bytes:
+        elif sizes[url] < source.min_bytes:
             skipped["below_min_bytes"] += 1
             del sizes[url]
     if not sizes:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in skipped.items() if count)
         raise DataError(
-            f"--inputs: no file is left to read (excluded: {skipped['excluded']}, smaller than --min_bytes "
-            f"{reading.min_bytes}: {skipped['below_min_bytes']})"
+            f"--inputs: no file of source {source.name!r} is left to read ({counts}); "
+            f"see --exclude and --min_bytes {source.min_bytes}"
         )
     depth = _shared_depth(min(sizes), max(sizes))  # whatever sorts in between shares it too
-    files = [InputFile(url, "/".join(url.split("/")[depth:]), _format(url), sizes[url]) for url in sorted(sizes)]
-    return files, skipped
+    return [_input_file(source, url, depth, sizes[url]) for url in sorted(sizes)], skipped
+
+
+def _input_file(source: Source, url: str, depth: int, size: int) -> InputFile:
+    name = "/".join(url.split("/")[depth:])
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # the file system allows any bytes; the manifest is JSON
+        raise DataError(f"--inputs: the name {name!r} is not UTF-8; rename the file or --exclude it") from error
+    return InputFile(source.name, url, name, FORMATS.get(extension_of(url), "text"), size)
 
 
 def _shared_depth(first: str, last: str) -> int:
@@ -78,44 +94,82 @@ def _shared_depth(first: str, last: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _expand_lists(inputs: Iterable[str]) -> Iterator[str]:
+def _expand_lists(source: Source) -> Iterator[str]:
     """Replaces `@FILE` by the lines of FILE, each an input as it would be on the command line."""
-    for given in inputs:
+    for given in source.inputs:
         if not given.startswith("@"):
             yield given
             continue
+        path = Path(given[1:])
+        if path.exists() and not path.is_file():  # to open a FIFO would wait for ever
+            raise DataError(f"--inputs {given}: the list is not a regular file")
         try:
-            lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
             raise DataError(f"--inputs {given}: the list cannot be read ({error})") from error
         yield from (line for line in lines if line.strip())
 
 
-def _expand(given: str, extensions: tuple[str, ...]) -> dict[str, int]:
+def _expand(given: str, source: Source, skipped: dict[str, int]) -> dict[str, int]:
     """The files that one input stands for: url -> size in bytes."""
+    num_before = skipped["not_a_file"]
     try:
         fs, path = url_to_fs(given)
+        is_folder = fs.isdir(path)
         if fs.isfile(path):
             found = {path: fs.info(path)}
-        elif fs.isdir(path):
-            below = fs.find(path, detail=True).items()
-            found = {name: info for name, info in below if _extension(name) in extensions}
+        elif is_folder:
+            found = _below(fs, path, source.extensions, skipped)
         else:
-            found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            found = dict(_regular(fs, fs.glob(path, detail=True).items(), skipped))
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"--inputs {given}: cannot be read ({error})") from error
     if not found:
-        if fs.isdir(path):
-            raise DataError(f"--inputs {given}: no file there ends in one of --extensions {' '.join(extensions)}")
+        if skipped["not_a_file"] > num_before:
+            raise DataError(f"--inputs {given}: not a regular file (a FIFO, device, socket or dangling link?)")
+        if is_folder:
+            extensions = " ".join(source.extensions)
+            raise DataError(f"--inputs {given}: no file there ends in one of --extensions {extensions}")
         raise DataError(f"--inputs {given}: no such file or folder, and no file matches it as a glob")
     return {fs.unstrip_protocol(name): info["size"] for name, info in found.items()}
 
 
-def _extension(path: str) -> str:
+def _below(fs: AbstractFileSystem, folder: str, extensions: list[str], skipped: dict[str, int]) -> dict[str, dict]:
+    """The folder's regular files with one of the extensions, none of them hidden."""
+    # A local folder that may not be read would be passed over in silence.
+    strict = {"on_error": "raise"} if isinstance(fs, LocalFileSystem) else {}
+    wanted = {extension.lower() for extension in extensions}
+    entries = fs.find(folder, detail=True, **strict).items()
+    found = {}
+    for name, info in _regular(fs, entries, skipped, wanted):
+        if any(part.startswith(".") for part in name[len(folder) :].split("/")):
+            skipped["hidden"] += 1
+        else:
+            found[name] = info
+    return found
+
+
+def _regular(
+    fs: AbstractFileSystem,
+    entries: Iterable[tuple[str, dict]],
+    skipped: dict[str, int],
+    extensions: set[str] | None = None,
+) -> Iterator[tuple[str, dict]]:
+    """The entries that can be read as files, with one of the extensions where they are given."""
+    for name, info in entries:
+        if info["type"] == "directory":
+            continue
+        # fsspec calls a local link neither file nor folder.
+        if info["type"] != "file" and fs.isdir(name):
+            skipped["linked_folder"] += 1
+        elif extensions is None or extension_of(name) in extensions:
+            if info["type"] == "file" or fs.isfile(name):
+                yield name, info
+            else:
+                skipped["not_a_file"] += 1
+
+
+def extension_of(path: str) -> str:
     """The file's extension in lower case, without the one of a compression: `a.jsonl.gz` -> `.jsonl`."""
     stem, extension = posixpath.splitext(path)
-    return (posixpath.splitext(stem)[1] if extension in COMPRESSIONS else extension).lower()
-
-
-def _format(url: str) -> str:
-    return FORMATS.get(_extension(url), "text")
+    return (posixpath.splitext(stem)[1] if extension.lower() in COMPRESSIONS else extension).lower()

@@ -1,8 +1,8 @@
 """Documents in, a finished packed folder out.
 
-The input is cut into work units that depend only on the input and the configuration; each unit is read,
-tokenised, packed and written on its own, so the folder's bytes are the same for any number of workers, and a
-run that was killed goes on with the units that are missing.
+The input is cut into work units that depend only on the input and the configuration; each unit is read, tokenised,
+packed and written on its own, so the folder's bytes are the same for any number of workers, and a run that was killed
+goes on with the units that are missing.
 """
 
 import platform
@@ -10,107 +10,90 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
-from data_prep.inputs import InputFile, ReadingSpec, find_inputs
+from data_prep.dedup import mark_duplicates
+from data_prep.documents import DocumentSpec
 from data_prep.manifest import (
-    UNITS_FOLDER,
-    UnitReceipt,
     check_same_parameters,
     complete_folder,
-    json_bytes,
     load_plan,
-    load_receipt,
+    remove_scratch,
+    remove_temporary_files,
     save_plan,
     sum_up,
 )
-from data_prep.packing import TokenisedDocument, pack_concat
-from data_prep.readers import fingerprint_input, read_documents
-from data_prep.shard_writer import TEMPORARY_SUFFIX, ShardWriter, write_file
-from data_prep.tokenization import DocumentTokenizer, TokenizerSpec, resolve_tokenizer
-from data_prep.workers import OrderedMap, locked, worker_map
-from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, RUN_INFO_NAME, DataError, Manifest
+from data_prep.plan import (
+    Inspections,
+    SourceInputs,
+    choose_tokenizer_backend,
+    fetch_dataset,
+    find_files,
+    make_units,
+    plan_manifest,
+    warn_if_longer_than_model,
+    with_datasets_of,
+)
+from data_prep.receipts import UNITS_FOLDER, UnitReceipt, leftovers_path, load_receipt, receipt_path
+from data_prep.run_info import write_run_info
+from data_prep.sources import Source
+from data_prep.tokenization import resolve_tokenizer
+from data_prep.tokenizer_check import BackendChoice
+from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, hash_unit, process_leftovers, process_unit
+from data_prep.workers import OrderedMap, locked
+from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 
-RECORDED_VERSIONS = ("tokenizers", "numpy", "pyarrow", "fsspec", "zstandard")
+RECORDED_VERSIONS = ("tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec", "zstandard")
+AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
 
 
 @dataclass(frozen=True)
-class PackingSpec:
-    """How documents become samples and samples become files; sizes in bytes."""
+class PrepareSpec:
+    """What to do with the documents.
 
-    seq_len: int
-    method: str
-    append_eos: bool
-    unit_bytes: int
-    shard_bytes: int
+    `tokenizer`: folder or hub id. `max_doc_tokens`: None for no limit. `dedup`: whether copies of a document are left
+    out or only counted. `tokenizer_backend`: `tokenizers` forgoes the fast encoder; the ids are the same.
+    """
 
-
-@dataclass(frozen=True)
-class _Unit:
-    """One work unit, with everything that a worker process needs for it."""
-
-    number: int
-    files: tuple[InputFile, ...]
-    tokenizer: TokenizerSpec
-    reading: ReadingSpec
+    tokenizer: str
     packing: PackingSpec
-    folder: Path
+    append_eos: bool = True
+    special_tokens_in_text: Literal["plain", "special"] = "plain"
+    min_doc_tokens: int = 0
+    max_doc_tokens: int | None = None
+    dedup: Literal["count", "exact"] = "count"
+    tokenizer_backend: Literal["auto", "tokenizers"] = "auto"
 
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
 
+def prepare(sources: Sequence[Source], output: Path, spec: PrepareSpec, run: OrderedMap = map) -> Manifest:
+    """Makes (or goes on making) the packed folder `output`; a finished one of the same parameters is left alone.
 
-def prepare(
-    inputs: Iterable[str],
-    tokenizer: str,
-    output: Path,
-    reading: ReadingSpec,
-    packing: PackingSpec,
-    num_workers: int,
-) -> Manifest:
-    """Makes (or goes on making) the packed folder `output`; a finished one of the same parameters is left
-    alone.
+    Args:
+        sources: in the order that decides which of equal documents is the first.
+        run: maps a function over tasks, in order; see data_prep.workers.
 
     Raises:
-        DataError: what is wrong with the inputs, the tokenizer or the folder, in one line.
+        DataError: what is wrong with the sources, the tokenizer or the folder, in one line.
     """
-    started = time.time()
-    spec = resolve_tokenizer(tokenizer, packing.append_eos)
-    files, skipped = find_inputs(inputs, reading)
     _check_output(output)
-    with worker_map(num_workers) as run:
-        planned = _plan(files, skipped, spec, reading, packing, run)
+    tokenizer = resolve_tokenizer(spec.tokenizer, spec.append_eos, spec.special_tokens_in_text)
+    warn_if_longer_than_model(Path(tokenizer.path), spec.packing.seq_len)
+    documents = DocumentSpec(tokenizer, "tokenizers", spec.min_doc_tokens, spec.max_doc_tokens, spec.packing.seq_len)
+    files = find_files(sources)
+    try:
         output.mkdir(parents=True, exist_ok=True)
         with locked(output):
-            found = load_plan(output)
-            if found is not None:
-                check_same_parameters(output, found, planned)
-                if (output / MANIFEST_DIGEST_NAME).is_file():
-                    print(f"{output} is already complete with these parameters; nothing to do")
-                    return found
-            save_plan(output, planned)
-            for leftover in output.glob(f"*{TEMPORARY_SUFFIX}"):
-                leftover.unlink()
-            units = [
-                _Unit(number, group, spec, reading, packing, output)
-                for number, group in enumerate(_group(files, packing.unit_bytes))
-            ]
-            receipts, num_reused = _run_units(units, run)
-            manifest = sum_up(planned, receipts)
-            if not manifest.shards:
-                reasons = manifest.dropped["documents"]
-                raise DataError(f"--inputs: not one usable document in {len(files)} files (dropped: {reasons})")
-            write_file(output / RUN_INFO_NAME, json_bytes(_run_info(started, num_workers, num_reused)))
-            complete_folder(output, manifest)
-    return manifest
+            return _prepare_locked(files, output, spec, documents, run)
+    except OSError as error:
+        raise DataError(f"--output {output} cannot be written ({error}); make room and run again to go on") from error
 
 
 def _check_output(output: Path) -> None:
@@ -123,111 +106,113 @@ def _check_output(output: Path) -> None:
             raise DataError(f"--output {output} holds other files ({foreign[0]}); name a new or empty folder")
 
 
-def _plan(
-    files: list[InputFile],
-    skipped: dict[str, int],
-    tokenizer: TokenizerSpec,
-    reading: ReadingSpec,
-    packing: PackingSpec,
-    run: OrderedMap,
+def _prepare_locked(
+    files: list[SourceInputs], output: Path, spec: PrepareSpec, documents: DocumentSpec, run: OrderedMap
 ) -> Manifest:
-    """The manifest as far as it is known before the work: parameters, and inputs with size and sha256."""
-    hashes = tqdm(
-        run(partial(fingerprint_input, text_field=reading.text_field), files),
-        total=len(files),
-        desc="checking inputs",
-        unit="file",
-    )
-    return Manifest(
-        tokenizer_name=tokenizer.name,
-        tokenizer_sha256=tokenizer.sha256,
-        seq_len=packing.seq_len,
-        packing={
-            "method": packing.method,
-            "append_eos": packing.append_eos,
-            "eos_token_id": tokenizer.eos_token_id,
-            "unit_bytes": packing.unit_bytes,
-            "shard_bytes": packing.shard_bytes,
-        },
-        reading={
-            "text_field": reading.text_field,
-            "extensions": list(reading.extensions),
-            "exclude": list(reading.exclude),
-            "min_bytes": reading.min_bytes,
-        },
-        shards=[],
-        inputs=[
-            {"name": file.name, "format": file.format, "size": file.size, "sha256": sha256}
-            for file, sha256 in zip(files, hashes, strict=True)
-        ],
-        dropped={"files": skipped},
-    )
+    started = time.time()
+    there = load_plan(output)
+    finished = (output / MANIFEST_DIGEST_NAME).is_file()
+    scratch = output / UNITS_FOLDER
+    if not finished:
+        scratch.mkdir(exist_ok=True)
+        remove_temporary_files(output)
+        files = [fetch_dataset(f, scratch / "datasets", spec.packing.unit_bytes) for f in files]
+    inspections = Inspections(files, spec.packing.unit_bytes, run)
+    choice = BackendChoice("tokenizers", "asked for")
+    if spec.tokenizer_backend == "auto" and not finished:
+        choice = choose_tokenizer_backend(documents.tokenizer, files)  # while other processes read the inputs
+    documents = replace(documents, backend=choice.name)
+    inspected = inspections.collect()
+    planned = plan_manifest(files, inspected, documents, spec.packing, spec.dedup)
+    if finished:
+        planned = with_datasets_of(planned, there)
+    if there is not None:
+        check_same_parameters(output, there, planned)
+    if finished:
+        remove_scratch(output)  # of a run that was killed in its last instant
+        print(f"{output} is already complete with these parameters; nothing to do")
+        return there
+    save_plan(output, planned)
+    units = make_units(files, inspected, documents, spec.packing, output)
+    receipts, num_reused, num_duplicates = _run_units(units, output, spec, run)
+    manifest = sum_up(planned, receipts, num_duplicates)
+    if not manifest.shards:
+        raise DataError(
+            f"--inputs: not one usable document in {len(manifest.inputs)} files (dropped: {manifest.dropped})"
+        )
+    remove_temporary_files(output)
+    write_run_info(output, _run_info(started, choice, receipts, num_reused))
+    complete_folder(output, manifest)
+    return manifest
 
 
-def _group(files: list[InputFile], unit_bytes: int) -> Iterator[tuple[InputFile, ...]]:
-    """Cuts the sorted files into work units of at most `unit_bytes`; a larger file is a unit of its own."""
-    group: list[InputFile] = []
-    size = 0
-    for file in files:
-        if group and size + file.size > unit_bytes:
-            yield tuple(group)
-            group, size = [], 0
-        group.append(file)
-        size += file.size
-    yield tuple(group)
+def _run_units(
+    units: list[Unit], output: Path, spec: PrepareSpec, run: OrderedMap
+) -> tuple[list[UnitReceipt], int, dict[str, int]]:
+    """Receipts of all units in order, how many of them an earlier run had finished, and duplicates by source."""
+    scratch = output / UNITS_FOLDER
+    if spec.dedup == "exact":
+        _with_progress(hash_unit, units, run, "hashing documents")
+        duplicates = mark_duplicates(scratch, len(units))
+        units = [replace(unit, duplicates=duplicates) for unit in units]
+    receipts, num_reused = _finish(process_unit, units, output, run, "packing")
+    leftovers = _leftover_units(receipts, spec.packing, output)
+    leftover_receipts, num_leftovers_reused = _finish(process_leftovers, leftovers, output, run, "packing leftovers")
+    if spec.dedup == "count":
+        duplicates = mark_duplicates(scratch, len(units))
+    num_duplicates: Counter[str] = Counter()
+    for unit in units:
+        num_duplicates[unit.source.name] += int(duplicates.of_unit(unit.number).sum())
+    return receipts + leftover_receipts, num_reused + num_leftovers_reused, num_duplicates
 
 
-def _run_units(units: list[_Unit], run: OrderedMap) -> tuple[list[UnitReceipt], int]:
-    """Receipts of all units in order, and how many of them an earlier run had finished."""
-    receipts = {unit.number: load_receipt(unit.folder, unit.number) for unit in units}
-    missing = [unit for unit in units if receipts[unit.number] is None]
-    done = sum(unit.size for unit in units) - sum(unit.size for unit in missing)
-    total = sum(unit.size for unit in units)
-    with tqdm(total=total, initial=done, desc="packing", unit="B", unit_scale=True) as progress:
-        for unit, receipt in zip(missing, run(_process_unit, missing), strict=True):
-            receipts[unit.number] = receipt
+def _leftover_units(receipts: list[UnitReceipt], packing: PackingSpec, output: Path) -> list[LeftoverUnit]:
+    """Groups of units whose leftovers are packed together, numbered after all other units."""
+    units: list[LeftoverUnit] = []
+    with_leftovers = [receipt for receipt in receipts if receipt.leftovers is not None]
+    for source, members in groupby(with_leftovers, key=lambda receipt: receipt.source):
+        numbers = [receipt.unit for receipt in members]
+        for start in range(0, len(numbers), LEFTOVER_GROUP):
+            parts = tuple(numbers[start : start + LEFTOVER_GROUP])
+            size = sum(leftovers_path(output, part).stat().st_size for part in parts)
+            units.append(LeftoverUnit(len(receipts) + len(units), source, parts, packing, output, size))
+    return units
+
+
+def _finish(
+    process: Callable[[AnyUnit], UnitReceipt], units: list[AnyUnit], output: Path, run: OrderedMap, what: str
+) -> tuple[list[UnitReceipt], int]:
+    """Receipts of all units in order, and how many were there already."""
+    begun = [unit.number for unit in units if receipt_path(output, unit.number).is_file()]
+    checked = run(partial(load_receipt, output), begun)
+    receipts = {number: receipt for number, receipt in zip(begun, checked, strict=True) if receipt is not None}
+    missing = [unit for unit in units if unit.number not in receipts]
+    num_reused = len(receipts)
+    for unit, receipt in zip(missing, _with_progress(process, missing, run, what), strict=True):
+        receipts[unit.number] = receipt
+    return [receipts[unit.number] for unit in units], num_reused
+
+
+def _with_progress(process: Callable[[AnyUnit], Any], units: list[AnyUnit], run: OrderedMap, what: str) -> list[Any]:
+    results = []
+    with tqdm(total=sum(unit.size for unit in units), desc=what, unit="B", unit_scale=True) as progress:
+        for unit, result in zip(units, run(process, units), strict=True):
+            results.append(result)
             progress.update(unit.size)
-    return list(receipts.values()), len(units) - len(missing)
+    return results
 
 
-def _process_unit(unit: _Unit) -> UnitReceipt:
-    """Reads, tokenises, packs and writes one unit; its receipt is saved when its shards are on disk."""
-    dropped: dict[str, Counter[str]] = {file.name: Counter() for file in unit.files}
-    packed: Counter[str] = Counter()
-    with ShardWriter(unit.folder, unit.number, unit.packing.shard_bytes) as writer:
-        for pack in pack_concat(_tokenised(unit, dropped, packed), unit.packing.seq_len):
-            writer.write(pack)
-    reasons = {name: dict(counts) for name, counts in dropped.items() if counts}
-    receipt = UnitReceipt(unit.number, writer.entries, reasons, packed["documents"], packed["text_bytes"])
-    receipt.save(unit.folder)
-    return receipt
-
-
-def _tokenised(unit: _Unit, dropped: dict[str, Counter[str]], packed: Counter[str]) -> Iterator[TokenisedDocument]:
-    tokenizer = _tokenizer(unit.tokenizer)
-    for file in unit.files:
-        raw = read_documents(file, unit.reading.text_field, dropped[file.name])
-        for document in tokenizer.tokenise(raw):
-            if len(document.input_ids) == 0:
-                dropped[file.name]["no_tokens"] += 1
-                continue
-            packed.update(documents=1, text_bytes=document.origin["bytes"])
-            yield document
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(spec: TokenizerSpec) -> DocumentTokenizer:
-    """Loaded once a process: a large vocabulary takes longer to load than a small unit to encode."""
-    return DocumentTokenizer(spec)
-
-
-def _run_info(started: float, num_workers: int, num_reused: int) -> dict[str, Any]:
+def _run_info(started: float, choice: BackendChoice, receipts: list[UnitReceipt], num_reused: int) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 2),
         "host": socket.gethostname(),
         "command": sys.argv,
-        "num_workers": num_workers,
+        "tokenizer_backend": {
+            "name": choice.name,
+            "reason": choice.reason,
+            "texts_left_to_tokenizers": sum(receipt.num_fallbacks for receipt in receipts),
+        },
         "units_reused": num_reused,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_VERSIONS},
     }

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +23,16 @@ TEMPORARY_SUFFIX = ".tmp"
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where `path` is written before it gets its name. Different on every call: a worker that outlives a killed run by
+    a moment never writes into the next run's file.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes `content` so that `path` is either absent, as it was, or complete, at any instant."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_path(path)
     with open(temporary, "wb") as file:
         file.write(content)
         _sync(file)
@@ -43,14 +51,15 @@ def shard_name(unit: int, number: int) -> str:
 
 def encode_sample(sample: PackedSample) -> bytes:
     """The sample's tar members, in the order input_ids, cu_seqlens, loss_mask (if any), meta."""
-    parts = {"input_ids.npy": _npy(sample.input_ids), "cu_seqlens.npy": _npy(sample.cu_seqlens)}
+    parts = {"input_ids.npy": npy_bytes(sample.input_ids), "cu_seqlens.npy": npy_bytes(sample.cu_seqlens)}
     if sample.loss_mask is not None:
-        parts["loss_mask.npy"] = _npy(sample.loss_mask)
+        parts["loss_mask.npy"] = npy_bytes(sample.loss_mask)
     parts["meta.json"] = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False).encode()
     return b"".join(_tar_member(f"{sample.key}.{name}", content) for name, content in parts.items())
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as an .npy file, the same bytes for the same array."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
@@ -81,13 +90,15 @@ def _publish(temporary: Path, path: Path) -> None:
 class ShardWriter:
     """Writes one work unit's samples; a new shard begins when the next sample would pass `shard_bytes`.
 
-    Use as a context manager: leaving it normally finishes the last shard, leaving it by an error publishes
-    nothing of that shard. `entries` are the finished shards.
+    Use as a context manager: leaving it normally finishes the last shard, leaving it by an error removes what there
+    is of that shard. `entries` are the finished shards, `num_cut_documents` counts documents in several samples, once
+    each.
     """
 
-    def __init__(self, folder: Path, unit: int, shard_bytes: int) -> None:
+    def __init__(self, folder: Path, unit: int, shard_bytes: int, source: str) -> None:
         self.entries: list[ShardEntry] = []
-        self._folder, self._unit, self._shard_bytes = folder, unit, shard_bytes
+        self.num_cut_documents = 0
+        self._folder, self._unit, self._shard_bytes, self._source = folder, unit, shard_bytes, source
         self._num_written = 0
         self._shard: _OpenShard | None = None
 
@@ -100,19 +111,21 @@ class ShardWriter:
         if self._shard is not None and kind is None:
             self._finish_shard()
         elif self._shard is not None:
-            self._shard.file.close()
+            self._shard.abandon()
 
     def write(self, pack: Pack) -> None:
         """Appends one sample."""
         key = sample_key(self._unit, self._num_written)
         meta = {"documents": pack.documents}
-        raw = encode_sample(PackedSample(key, pack.input_ids, pack.cu_seqlens, None, meta))
+        raw = encode_sample(PackedSample(key, pack.input_ids, pack.cu_seqlens, pack.loss_mask, meta))
         if self._shard is not None and self._shard.size + len(raw) + len(END_OF_TAR) > self._shard_bytes:
             self._finish_shard()
         if self._shard is None:
-            self._shard = _OpenShard(self._folder, shard_name(self._unit, len(self.entries)))
+            self._shard = _OpenShard(self._folder, shard_name(self._unit, len(self.entries)), self._source)
         self._shard.append(raw, len(pack.input_ids))
         self._num_written += 1
+        ends = (piece for piece in pack.documents if piece["end"] == piece["tokens"])
+        self.num_cut_documents += sum(piece["start"] > 0 for piece in ends)
 
     def _finish_shard(self) -> None:
         assert self._shard is not None
@@ -123,10 +136,10 @@ class ShardWriter:
 class _OpenShard:
     """A tar that is being written under its temporary name."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.size = name, 0
+    def __init__(self, folder: Path, name: str, source: str) -> None:
+        self.name, self.source, self.size = name, source, 0
         self._path = folder / f"{name}.tar"
-        self._temporary = self._path.with_name(self._path.name + TEMPORARY_SUFFIX)
+        self._temporary = temporary_path(self._path)
         self.file = open(self._temporary, "wb")  # noqa: SIM115 (closed by finish or by the writer's __exit__)
         self._hash = hashlib.sha256()
         self._rows: list[tuple[int, int, int, np.ndarray]] = []
@@ -140,9 +153,13 @@ class _OpenShard:
         self._hash.update(raw)
         self.size += len(raw)
 
+    def abandon(self) -> None:
+        self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
     def finish(self) -> ShardEntry:
         index = np.array(self._rows, INDEX_DTYPE)
-        raw_index = _npy(index)
+        raw_index = npy_bytes(index)
         self._put(END_OF_TAR)
         _sync(self.file)
         self.file.close()
@@ -150,6 +167,7 @@ class _OpenShard:
         _publish(self._temporary, self._path)
         return ShardEntry(
             name=self.name,
+            source=self.source,
             size=self.size,
             sha256=self._hash.hexdigest(),
             index_size=len(raw_index),

@@ -1,43 +1,50 @@
 """Turns text into token ids with a model's own tokenizer.json. No torch, no transformers.
 
 The ids are those of the model's fast tokenizer, with one deliberate choice: a special token that is spelled
-out in a document stays text, so that no document can forge a turn or an end of text.
+out in a document stays text unless the user says otherwise, so that no document can forge a turn or an end of text.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 
-from data_prep.packing import TokenisedDocument
-from data_prep.readers import RawDocument
+from data_prep.fast_tokenizer import FastEncoder
+from data_prep.surroundings import find_surroundings, read_surroundings
+from data_prep.text_rules import PIECE_CHARS, UnsupportedTokenizer, read_text_rules, split_at_safe_cuts
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
 
 TOKENIZER_FILE = "tokenizer.json"
 EOS_FILES = ("tokenizer_config.json", "generation_config.json")
-BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer that was found and checked. `eos_token_id` is None when no EOS is appended."""
+    """A tokenizer that was found and checked. `eos_token_id` is None when no EOS is appended; a special token spelled
+    out in a text stays text ("plain") or is the token ("special").
+    """
 
     path: str
     name: str
     sha256: str
     eos_token_id: int | None
+    special_tokens_in_text: Literal["plain", "special"] = "plain"
 
 
-def resolve_tokenizer(name_or_path: str, append_eos: bool) -> TokenizerSpec:
+def resolve_tokenizer(
+    name_or_path: str, append_eos: bool, special_tokens_in_text: Literal["plain", "special"] = "plain"
+) -> TokenizerSpec:
     """Finds the tokenizer and, with `append_eos`, its end-of-text token.
 
     Args:
         name_or_path: folder with tokenizer.json, or a hub id.
         append_eos: whether an EOS will be appended to every document.
+        special_tokens_in_text: see `TokenizerSpec`.
 
     Raises:
         DataError: not found, not a tokenizer, or without an EOS token where one is needed.
@@ -56,7 +63,7 @@ def resolve_tokenizer(name_or_path: str, append_eos: bool) -> TokenizerSpec:
         raise DataError(f"--tokenizer {name_or_path}: {path} is not a tokenizer ({error})") from error
     name = folder.resolve().name if Path(name_or_path).is_dir() else name_or_path
     eos_token_id = _find_eos(folder, tokenizer, name_or_path) if append_eos else None
-    return TokenizerSpec(str(path), name, sha256, eos_token_id)
+    return TokenizerSpec(str(path), name, sha256, eos_token_id, special_tokens_in_text)
 
 
 def _locate(name_or_path: str) -> Path:
@@ -97,35 +104,79 @@ def _read_json(path: Path) -> dict:
 
 
 class DocumentTokenizer:
-    """Encodes documents in batches: BOS as the tokenizer's own post-processor adds it, EOS as `spec` says."""
+    """Encodes texts; the ids do not depend on the backend.
 
-    def __init__(self, spec: TokenizerSpec) -> None:
-        self._tokenizer = Tokenizer.from_file(spec.path)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        adds_eos = self._tokenizer.encode("a").ids[-1:] == [spec.eos_token_id]
-        self._suffix = [] if spec.eos_token_id is None or adds_eos else [spec.eos_token_id]
+    Attributes:
+        prefix, suffix: ids that belong before and after every text: what the tokenizer's own post-processor puts
+            there (BOS, say), and the EOS of `spec` unless the post-processor adds it already.
+        num_fallbacks: pieces of text that tiktoken could not encode and `tokenizers` did.
+    """
 
-    def tokenise(self, documents: Iterable[RawDocument]) -> Iterator[TokenisedDocument]:
-        """Yields the documents in order; one may come out with no token at all."""
-        for batch in _batches(documents):
-            for document, encoding in zip(
-                batch, self._tokenizer.encode_batch_fast([d.text for d in batch]), strict=True
-            ):
-                ids = np.array(encoding.ids + self._suffix, np.uint32)
-                yield TokenisedDocument(document.id, document.origin, ids)
+    def __init__(self, spec: TokenizerSpec, backend: str) -> None:
+        """Loads what `backend` ("tiktoken" or "tokenizers", see `choose_backend`) needs, no more.
+
+        Raises:
+            UnsupportedTokenizer: this tokenizer cannot be had with "tiktoken".
+        """
+        self._spec = spec
+        self._reference: Tokenizer | None = None
+        self._fast: FastEncoder | None = None
+        self.num_fallbacks = 0
+        content = json.loads(Path(spec.path).read_bytes())
+        if backend == "tiktoken":
+            rules = read_text_rules(content)
+            self._fast = FastEncoder(content, rules, spec.special_tokens_in_text == "special")
+            self._can_cut = True
+            self.prefix, suffix = read_surroundings(content.get("post_processor"))
+        else:
+            self._can_cut = _has_known_rules(content)
+            self.prefix, suffix = find_surroundings(self._load_reference())
+        adds_eos = spec.eos_token_id is None or suffix[-1:] == (spec.eos_token_id,)
+        self.suffix = suffix if adds_eos else (*suffix, spec.eos_token_id)
+
+    def encode(self, text: str) -> np.ndarray:
+        """uint32 ids [n] of the text alone, without prefix and suffix; may be read-only."""
+        if len(text) < 2 * PIECE_CHARS:
+            return self._encode_piece(text)
+        return np.concatenate(list(self.encode_stream([text])))
+
+    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yields the ids of a text that arrives in chunks, uint32 [n_i]: one after the other they are those of
+        `encode("".join(chunks))`. See `split_at_safe_cuts` for the memory; a tokenizer of unknown rules gets the whole
+        text at once.
+        """
+        for piece in split_at_safe_cuts(chunks) if self._can_cut else ("".join(chunks),):
+            yield self._encode_piece(piece)
+
+    def _encode_piece(self, piece: str) -> np.ndarray:
+        if self._fast is not None:
+            try:
+                return self._fast.encode(piece)
+            except (KeyboardInterrupt, SystemExit, MemoryError):
+                raise
+            except BaseException:  # a panic of tiktoken is no Exception; a text it cannot take is not lost
+                self.num_fallbacks += 1
+        encoding = self._load_reference().encode_batch_fast([piece], add_special_tokens=False)[0]
+        return np.array(encoding.ids, np.uint32)
+
+    def _load_reference(self) -> Tokenizer:
+        if self._reference is None:
+            self._reference = load_reference(self._spec)
+        return self._reference
 
 
-def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
-    """Groups documents to about BATCH_BYTES of text; a longer document is a batch of its own."""
-    batch: list[RawDocument] = []
-    size = 0
-    for document in documents:
-        if batch and size + document.origin["bytes"] > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += document.origin["bytes"]
-    if batch:
-        yield batch
+def load_reference(spec: TokenizerSpec) -> Tokenizer:
+    """The tokenizer of `tokenizers`, which says what the ids are; nothing is truncated or padded."""
+    tokenizer = Tokenizer.from_file(spec.path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = spec.special_tokens_in_text == "plain"
+    return tokenizer
+
+
+def _has_known_rules(content: dict) -> bool:
+    try:
+        read_text_rules(content)
+    except UnsupportedTokenizer:
+        return False
+    return True

@@ -1,46 +1,63 @@
-"""Runs work units in processes, and keeps two runs out of one folder."""
+"""Runs work units in processes of one machine or on MPI ranks of many, and keeps two runs out of one folder."""
 
+import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.data.shard_format import DataError
 
 OrderedMap = Callable[..., Iterator[Any]]
+Result = TypeVar("Result")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
-@contextmanager
-def worker_map(num_workers: int) -> Iterator[OrderedMap]:
-    """A `map` that keeps the order and runs in `num_workers` processes, or in this one for 1.
+def run_with_processes(main: Callable[[OrderedMap], Result], num_workers: int) -> Result:
+    """Calls `main` with a `map` that keeps the order and runs in `num_workers` processes, or in this one for 1.
 
     Raises:
         DataError: a worker process was killed.
     """
     if num_workers == 1:
-        yield map
-        return
+        return main(map)
     context = get_context("spawn")  # a forked child could inherit a lock that a library's thread holds
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent)
     try:
-        yield pool.map
+        return _run(main, ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent))
     except BrokenProcessPool as error:
         raise DataError(
             f"one of --num_workers {num_workers} processes was killed (out of memory?); "
             f"run again, with fewer workers, to go on"
         ) from error
+
+
+def run_with_mpi(main: Callable[[OrderedMap], Result]) -> Result | None:
+    """Calls `main` on MPI rank 0 with a `map` that keeps the order and runs on the other ranks (on rank 0 itself where
+    there is no other); returns None on those. A rank that dies ends them all: that is what mpiexec and srun do.
+    """
+    from mpi4py import MPI
+    from mpi4py.futures import MPICommExecutor
+
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+        return None if executor is None else _run(main, executor)
+
+
+def _run(main: Callable[[OrderedMap], Result], executor: Executor) -> Result:
+    try:
+        return main(executor.map)
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """Makes a worker end when the run that started it was killed: it must not write beside the next run."""
+    """Makes a worker end when the run that started it was killed."""
 
     def wait() -> None:
         parent_process().join()
@@ -62,6 +79,10 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"--output {folder} is being written by another run; wait for its end") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"warning: the file system of {folder} has no locks; start one run at a time there", file=sys.stderr)
         yield
     finally:
         os.close(descriptor)

@@ -9,33 +9,33 @@ from pipeline.errors import run_cli
 def main() -> None:
     """Makes the packed folder, then prints what is in it and what was left out."""
     config = parse_cli(PrepareConfig)
-    # One thread a process: --num_workers alone decides how many cores are used.
+    # One thread a process: --num_workers or the MPI ranks alone decide how many cores are used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from data_prep.inputs import ReadingSpec
-    from data_prep.manifest import describe
-    from data_prep.prepare import PackingSpec, prepare
+    from functools import partial
 
-    manifest = prepare(
-        inputs=config.inputs,
-        tokenizer=config.tokenizer,
-        output=config.output,
-        reading=ReadingSpec(
-            text_field=config.text_field,
-            extensions=tuple(config.extensions),
-            exclude=tuple(config.exclude),
-            min_bytes=config.min_bytes,
-        ),
-        packing=PackingSpec(
-            seq_len=config.seq_len,
-            method=config.packing,
-            append_eos=config.append_eos,
-            unit_bytes=config.unit_bytes,
-            shard_bytes=config.shard_bytes,
-        ),
-        num_workers=config.num_workers,
+    from data_prep.prepare import PrepareSpec, prepare
+    from data_prep.sources import Conversations, Source, load_sources
+    from data_prep.summary import describe
+    from data_prep.units import PackingSpec
+    from data_prep.workers import run_with_mpi, run_with_processes
+
+    if config.sources is not None:
+        sources = load_sources(config.sources)
+    else:
+        conversations = Conversations(config.messages_field) if config.messages_field else None
+        given = {name: getattr(config, name) for name in ("inputs", "text_field", "exclude", "min_bytes")}
+        if config.extensions:
+            given["extensions"] = config.extensions
+        sources = [Source("default", conversations=conversations, **given)]
+    spec = PrepareSpec(
+        packing=PackingSpec(config.seq_len, config.packing, config.unit_bytes, config.shard_bytes),
+        **{name: getattr(config, name) for name in PrepareSpec.__annotations__ if name != "packing"},
     )
-    print(describe(manifest))
-    print(f"data in {config.output}")
+    work = partial(prepare, sources, config.output, spec)
+    manifest = run_with_mpi(work) if config.mpi else run_with_processes(work, config.num_workers)
+    if manifest is not None:
+        print(describe(manifest))
+        print(f"data in {config.output}")
 
 
 if __name__ == "__main__":

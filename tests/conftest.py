@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tests.qwen_tokenizer import NotToBeHad, fetch_qwen_tokenizer
+
 TINY_VOCAB_SIZE = 320
 TINY_SPECIAL_TOKENS = ["<|begin|>", "<|end|>"]
 
@@ -55,3 +57,12 @@ def smollm2() -> Path:
     if done.returncode != 0:
         pytest.skip(f"SmolLM2-135M is not to be had: {done.stderr.strip().splitlines()[-1]}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Path:
+    """A folder with Qwen2.5's tokenizer and chat template, fetched once; skips where they cannot be had."""
+    try:
+        return fetch_qwen_tokenizer(Path(__file__).parents[1] / ".cache")
+    except NotToBeHad as error:
+        pytest.skip(f"Qwen2.5's tokenizer is not to be had: {error}")

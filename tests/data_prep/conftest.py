@@ -2,15 +2,13 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from data_prep.inputs import ReadingSpec
-from data_prep.prepare import PackingSpec, prepare
 from pipeline.data.shard_format import Manifest
 
-READING = ReadingSpec(text_field="text", extensions=(".txt", ".jsonl"), exclude=(), min_bytes=0)
 WORDS = ["memory", "window", "sinks", "évicted", "tokens", "漢字", "gate", "delta", "state\n", "attention", "\t=", "()"]
 
 
@@ -28,18 +26,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_prepare(tiny_tokenizer: Path) -> Callable[..., Manifest]:
-    """`prepare` with small units and shards; keywords override."""
+    """`prepare` with small units and shards; keywords override fields of PackingSpec, Source and PrepareSpec."""
+    from data_prep.prepare import PrepareSpec, prepare
+    from data_prep.sources import Source
+    from data_prep.units import PackingSpec
+    from data_prep.workers import run_with_processes
 
-    def run(inputs: list[Path | str], output: Path, **changes: object) -> Manifest:
-        packing = {
-            "seq_len": 256,
-            "method": "concat",
-            "append_eos": True,
-            "unit_bytes": 40_000,
-            "shard_bytes": 30_000,
-        }
+    def run(inputs: list[Path | str], output: Path, num_workers: int = 1, **changes: object) -> Manifest:
+        packing = {"seq_len": 256, "method": "concat", "unit_bytes": 40_000, "shard_bytes": 30_000}
         packing |= {name: changes.pop(name) for name in list(changes) if name in packing}
-        settings = {"tokenizer": str(tiny_tokenizer), "reading": READING, "num_workers": 1} | changes
-        return prepare([str(given) for given in inputs], output=output, packing=PackingSpec(**packing), **settings)
+        source = {"name": "default", "inputs": [str(given) for given in inputs], "extensions": [".txt", ".jsonl"]}
+        source |= {name: changes.pop(name) for name in list(changes) if name in Source.__annotations__}
+        sources = changes.pop("sources", None) or [Source(**source)]
+        spec = PrepareSpec(**({"tokenizer": str(tiny_tokenizer), "packing": PackingSpec(**packing)} | changes))
+        return run_with_processes(partial(prepare, sources, output, spec), num_workers)
 
     return run

@@ -1,14 +1,20 @@
 """Selection of input files: folders, globs, lists, filters, and names that do not depend on the machine."""
 
-from dataclasses import replace
+import os
 from pathlib import Path
 
 import pytest
 
-from data_prep.inputs import ReadingSpec, find_inputs
+from data_prep.inputs import LEFT_OUT, InputFile, find_inputs
+from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
-SPEC = ReadingSpec(text_field="text", extensions=(".txt", ".jsonl"), exclude=(), min_bytes=0)
+
+def _find(inputs: list[Path | str], **changes: object) -> tuple[list[InputFile], dict[str, int]]:
+    source = Source("web", [str(given) for given in inputs], **({"extensions": [".txt", ".jsonl"]} | changes))
+    files, skipped = find_inputs(source)
+    assert tuple(skipped) == LEFT_OUT
+    return files, {reason: count for reason, count in skipped.items() if count}
 
 
 @pytest.fixture
@@ -20,23 +26,23 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def _names(inputs: list[str], spec: ReadingSpec = SPEC) -> list[str]:
-    return [file.name for file in find_inputs(inputs, spec)[0]]
+def _names(inputs: list[Path | str], **changes: object) -> list[str]:
+    return [file.name for file in _find(inputs, **changes)[0]]
 
 
 def test_folder_is_read_recursively_by_extension_and_sorted(tree: Path) -> None:
-    files, skipped = find_inputs([str(tree)], SPEC)
+    files, skipped = _find([tree])
     assert [(f.name, f.format, f.compression, f.size) for f in files] == [
         ("a/y.jsonl.gz", "jsonl", "gzip", 30),
         ("a/z.txt", "text", None, 20),
         ("b.txt", "text", None, 10),
         ("c/x.TXT", "text", None, 5),
     ]
-    assert skipped == {"excluded": 0, "below_min_bytes": 0}
+    assert skipped == {} and {f.source for f in files} == {"web"}
 
 
 def test_named_file_is_read_whatever_its_extension(tree: Path) -> None:
-    assert _names([str(tree / "a/code.c")]) == ["code.c"]
+    assert _names([tree / "a/code.c"]) == ["code.c"]
 
 
 def test_glob_list_and_repetition_give_each_file_once(tree: Path, tmp_path: Path) -> None:
@@ -55,10 +61,56 @@ def test_order_of_inputs_and_place_of_the_tree_do_not_matter(tree: Path, tmp_pat
 
 
 def test_filters_count_what_they_leave_out(tree: Path) -> None:
-    files, skipped = find_inputs([str(tree)], replace(SPEC, exclude=("*/a/*", "b.*"), min_bytes=1))
-    assert [f.name for f in files] == ["x.TXT"] and skipped == {"excluded": 3, "below_min_bytes": 0}
-    files, skipped = find_inputs([str(tree)], replace(SPEC, min_bytes=20))
-    assert [f.name for f in files] == ["y.jsonl.gz", "z.txt"] and skipped == {"excluded": 0, "below_min_bytes": 2}
+    files, skipped = _find([tree], exclude=["*/a/*", "b.*"], min_bytes=1)
+    assert [f.name for f in files] == ["x.TXT"] and skipped == {"excluded": 3}
+    files, skipped = _find([tree], min_bytes=20)
+    assert [f.name for f in files] == ["y.jsonl.gz", "z.txt"] and skipped == {"below_min_bytes": 2}
+
+
+def test_extensions_and_compressions_are_told_apart_whatever_their_case(tmp_path: Path) -> None:
+    (tmp_path / "a.JSONL.GZ").write_bytes(b"x")
+    (file,) = _find([tmp_path], extensions=[".JsonL"])[0]
+    assert (file.format, file.compression) == ("jsonl", "gzip")
+
+
+def test_code_trees_are_read_by_default_without_what_is_hidden(tmp_path: Path) -> None:
+    for name in ("src/main.rs", "src/k.cu", "README.md", "logo.png", ".git/hooks/x.py", "src/._main.rs", ".env.sh"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text("x")
+    files, skipped = find_inputs(Source("code", [str(tmp_path / "tree")]))
+    assert [file.name for file in files] == ["README.md", "src/k.cu", "src/main.rs"] and skipped["hidden"] == 3
+    assert _names([tmp_path / "tree/.git"], extensions=[".py"]) == ["x.py"], "a hidden folder that is named itself"
+
+
+def test_links_are_read_as_files_but_not_followed_as_folders(tree: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "b.txt").symlink_to(tree / "b.txt")
+    (links / "up").symlink_to(links, target_is_directory=True)
+    (links / "gone.txt").symlink_to(tree / "none.txt")
+    files, skipped = _find([links])
+    assert [(f.name, f.size) for f in files] == [("b.txt", 10)]
+    assert skipped == {"linked_folder": 1, "not_a_file": 1}
+    assert _names([f"{links}/b*"]) == ["b.txt"]
+
+
+@pytest.mark.timeout(20)
+def test_fifo_is_refused_or_counted_and_never_waited_for(tree: Path) -> None:
+    os.mkfifo(tree / "pipe.txt")
+    assert _find([tree])[1] == {"not_a_file": 1}
+    for given in (tree / "pipe.txt", tree / "pipe*"):
+        with pytest.raises(DataError, match="not a regular file"):
+            _find([given])
+    with pytest.raises(DataError, match="the list is not a regular file"):
+        _find([f"@{tree}/pipe.txt"])
+
+
+def test_file_name_that_is_not_utf8_is_refused(tree: Path) -> None:
+    (tree / os.fsdecode(b"\xff.txt")).write_bytes(b"x")
+    with pytest.raises(DataError, match="is not UTF-8; rename the file or --exclude it") as caught:
+        _find([tree])
+    str(caught.value).encode()
+    assert len(_names([tree], exclude=["*/?.txt"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -67,17 +119,18 @@ def test_filters_count_what_they_leave_out(tree: Path) -> None:
         ("{tree}/none.txt", "--inputs .*none.txt: no such file or folder"),
         ("{tree}/*.rst", "no such file or folder, and no file matches it"),
         ("@{tree}/none.lst", "the list cannot be read"),
+        ("@{tree}", "the list is not a regular file"),
         ("nosuchprotocol://x/y", "nosuchprotocol"),
     ],
 )
 def test_what_cannot_be_found_is_named(tree: Path, given: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        find_inputs([given.format(tree=tree)], SPEC)
+        _find([given.format(tree=tree)])
     assert "\n" not in str(caught.value)
 
 
 def test_folder_or_filter_that_leaves_nothing_is_refused(tree: Path) -> None:
     with pytest.raises(DataError, match=r"no file there ends in one of --extensions .rst"):
-        find_inputs([str(tree)], replace(SPEC, extensions=(".rst",)))
-    with pytest.raises(DataError, match="smaller than --min_bytes 1000: 4"):
-        find_inputs([str(tree)], replace(SPEC, min_bytes=1000))
+        _find([tree], extensions=[".rst"])
+    with pytest.raises(DataError, match=r"no file of source 'web' is left to read \(below_min_bytes: 4\)"):
+        _find([tree], min_bytes=1000)

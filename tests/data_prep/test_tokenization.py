@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, processors
 
-from data_prep.readers import RawDocument
 from data_prep.tokenization import DocumentTokenizer, resolve_tokenizer
+from data_prep.tokenizer_check import choose_backend
 from pipeline.data.shard_format import DataError
 
 TEXTS = [
@@ -20,47 +20,61 @@ TEXTS = [
 ]
 
 
-def _tokenise(folder: Path, texts: list[str], append_eos: bool) -> list[list[int]]:
-    tokenizer = DocumentTokenizer(resolve_tokenizer(str(folder), append_eos))
-    documents = [RawDocument(str(i), {"bytes": len(t.encode())}, t) for i, t in enumerate(texts)]
-    return [document.input_ids.tolist() for document in tokenizer.tokenise(documents)]
+BACKENDS = pytest.mark.parametrize("backend", ["tiktoken", "tokenizers"])
+
+
+def _tokenise(folder: Path, texts: list[str], append_eos: bool, backend: str = "tiktoken") -> list[list[int]]:
+    tokenizer = DocumentTokenizer(resolve_tokenizer(str(folder), append_eos), backend)
+    return [[*tokenizer.prefix, *tokenizer.encode(text).tolist(), *tokenizer.suffix] for text in texts]
 
 
 @pytest.mark.slow
+@BACKENDS
 @pytest.mark.parametrize("which", ["tiny", "smollm2"])
-def test_ids_equal_the_fast_tokenizer_of_transformers(which: str, request: pytest.FixtureRequest) -> None:
+def test_ids_equal_the_fast_tokenizer_of_transformers(which: str, backend: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue("tiny_tokenizer" if which == "tiny" else "smollm2")
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(folder)
     expected = [reference(text, split_special_tokens=True)["input_ids"] for text in TEXTS]
-    assert _tokenise(folder, TEXTS, append_eos=False) == expected
+    assert _tokenise(folder, TEXTS, False, backend) == expected
     with_eos = [[*ids, reference.eos_token_id] for ids in expected]
-    assert _tokenise(folder, TEXTS, append_eos=True) == with_eos
+    assert _tokenise(folder, TEXTS, True, backend) == with_eos
+    parsed = DocumentTokenizer(resolve_tokenizer(str(folder), False, "special"), backend)
+    ids = [[*parsed.prefix, *parsed.encode(text).tolist()] for text in TEXTS]
+    assert ids == [reference(text)["input_ids"] for text in TEXTS] != expected
+    assert choose_backend(resolve_tokenizer(str(folder), True), TEXTS).name == "tiktoken"
 
 
-def test_special_tokens_in_a_document_stay_text(tiny_tokenizer: Path) -> None:
-    ids = _tokenise(tiny_tokenizer, ["<|begin|>a<|end|>"], append_eos=True)[0]
+@BACKENDS
+def test_special_tokens_in_a_document_stay_text(tiny_tokenizer: Path, backend: str) -> None:
+    ids = _tokenise(tiny_tokenizer, ["<|begin|>a<|end|>"], True, backend)[0]
     assert ids[0] == 0 and ids[-1] == 1
     assert 0 not in ids[1:] and 1 not in ids[:-1]
 
 
-def test_truncation_and_padding_left_in_the_file_are_ignored(tiny_tokenizer: Path, tmp_path: Path) -> None:
+@BACKENDS
+def test_truncation_and_padding_left_in_the_file_are_ignored(
+    tiny_tokenizer: Path, tmp_path: Path, backend: str
+) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert _tokenise(tmp_path, TEXTS, append_eos=False) == _tokenise(tiny_tokenizer, TEXTS, append_eos=False)
+    assert _tokenise(tmp_path, TEXTS, False, backend) == _tokenise(tiny_tokenizer, TEXTS, False)
     fingerprints = {resolve_tokenizer(str(f), append_eos=False).sha256 for f in (tmp_path, tiny_tokenizer)}
     assert len(fingerprints) == 1
 
 
-def test_eos_is_not_doubled_where_the_tokenizer_adds_it_itself(tiny_tokenizer: Path, tmp_path: Path) -> None:
+@BACKENDS
+def test_eos_is_not_doubled_where_the_tokenizer_adds_it_itself(
+    tiny_tokenizer: Path, tmp_path: Path, backend: str
+) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 1)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     shutil.copy(tiny_tokenizer / "tokenizer_config.json", tmp_path)
-    assert _tokenise(tmp_path, ["abc"], append_eos=True)[0].count(1) == 1
+    assert _tokenise(tmp_path, ["abc"], True, backend)[0].count(1) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""From a work unit's parts of input files to tokenised documents; every document that is left out is counted."""
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.conversations import ConversationEncoder
+from data_prep.dedup import ContentHash
+from data_prep.packing import TokenisedDocument
+from data_prep.readers import Extent, InvalidDocument, RawDocument, read_documents
+from data_prep.sources import Source
+from data_prep.tokenization import DocumentTokenizer, TokenizerSpec
+
+
+@dataclass(frozen=True)
+class DocumentSpec:
+    """How a document becomes tokens, and which are left out; lengths in tokens.
+
+    `max_conversation_tokens`: a longer conversation is left out, since a cut one would train answers without what they
+    answer.
+    """
+
+    tokenizer: TokenizerSpec
+    backend: str
+    min_tokens: int
+    max_tokens: int | None
+    max_conversation_tokens: int
+
+
+@dataclass
+class Counts:
+    """What became of the documents: `dropped` by file name and reason."""
+
+    dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    documents: int = 0
+    text_bytes: int = 0
+    num_fallbacks: int = 0
+
+
+def hash_documents(extents: Iterable[Extent], source: Source) -> list[bytes]:
+    """Hashes of the readable documents, in order."""
+    return [
+        _hash(raw)
+        for extent in extents
+        for raw in read_documents(extent, source, Counter())
+    ]  # fmt: skip
+
+
+def _hash(raw: RawDocument) -> bytes:
+    content_hash = ContentHash()
+    try:
+        for _ in _hashed(raw.content, content_hash):
+            pass
+    except InvalidDocument:
+        return _own_hash(raw)
+    return content_hash.digest()
+
+
+def _hashed(content: str | Iterator[str] | list[dict], content_hash: ContentHash) -> Iterator[str]:
+    """The text in chunks (none for messages), hashed when exhausted."""
+    if isinstance(content, list):
+        content_hash.add_messages(content)
+        return
+    yield from content_hash.pass_on([content] if isinstance(content, str) else content)
+
+
+def _own_hash(raw: RawDocument) -> bytes:
+    """For a document that cannot be read to its end: no copy of any other."""
+    content_hash = ContentHash()
+    content_hash.add_messages([{"id": raw.id}])
+    return content_hash.digest()
+
+
+class DocumentReader:
+    """Reads, filters and tokenises the documents of one work unit.
+
+    Args:
+        duplicates: uint8, 1 for each readable document that is left out as a copy; None: none is, and `hashes` collects
+            the documents' hashes.
+        scratch: folder for the ids of texts that are too long to be held in memory.
+    """
+
+    def __init__(self, source: Source, spec: DocumentSpec, duplicates: np.ndarray | None, scratch: Path) -> None:
+        self.counts = Counts()
+        self.hashes: list[bytes] = []
+        self._source, self._spec, self._duplicates, self._scratch = source, spec, duplicates, scratch
+        self._tokenizer = _tokenizer(spec.tokenizer, spec.backend)
+
+    def read(self, extents: Iterable[Extent]) -> Iterator[TokenisedDocument]:
+        """Yields the documents that are kept, each with at least one token."""
+        before = self._tokenizer.num_fallbacks
+        number = 0
+        for extent in extents:
+            dropped = self.counts.dropped[extent.file.name]
+            for raw in read_documents(extent, self._source, dropped):
+                number += 1
+                if self._duplicates is not None and self._duplicates[number - 1]:
+                    dropped["duplicate"] += 1
+                    continue
+                try:
+                    document = self._tokenise(raw)
+                except InvalidDocument as error:
+                    dropped[error.reason] += 1
+                    continue
+                self.counts.documents += 1
+                yield document
+        self.counts.num_fallbacks += self._tokenizer.num_fallbacks - before
+
+    def _tokenise(self, raw: RawDocument) -> TokenisedDocument:
+        content_hash = ContentHash()
+        try:
+            if isinstance(raw.content, list):
+                content_hash.add_messages(raw.content)
+                ids, mask, num_bytes = self._encode_conversation(raw.content)
+            else:
+                mask = None
+                ids, num_bytes = self._encode_text(raw.content, content_hash)
+        except InvalidDocument:
+            self.hashes.append(content_hash.digest() if isinstance(raw.content, list | str) else _own_hash(raw))
+            raise
+        self.hashes.append(content_hash.digest())
+        if len(ids) < self._spec.min_tokens:
+            raise InvalidDocument("below_min_doc_tokens")
+        if self._spec.max_tokens is not None and len(ids) > self._spec.max_tokens:
+            raise InvalidDocument("above_max_doc_tokens")
+        self.counts.text_bytes += num_bytes
+        return TokenisedDocument(raw.id, {**raw.origin, "bytes": num_bytes}, ids, mask)
+
+    def _encode_conversation(self, messages: list[dict]) -> tuple[np.ndarray, np.ndarray, int]:
+        encoder = _conversation_encoder(self._spec.tokenizer.path)
+        ids, mask = encoder.encode(messages)
+        if len(ids) > self._spec.max_conversation_tokens:
+            raise InvalidDocument("conversation_above_seq_len")
+        return ids, mask, sum(len(message["content"].encode()) for message in messages)
+
+    def _encode_text(self, content: str | Iterator[str], content_hash: ContentHash) -> tuple[np.ndarray, int]:
+        """The ids, with what the tokenizer puts before and after a text, and the text's UTF-8 length."""
+        prefix, suffix = (np.array(ids, np.uint32) for ids in (self._tokenizer.prefix, self._tokenizer.suffix))
+        num_bytes = 0
+
+        def counted() -> Iterator[str]:
+            nonlocal num_bytes
+            for chunk in _hashed(content, content_hash):
+                num_bytes += len(chunk.encode())
+                yield chunk
+
+        if isinstance(content, str):
+            (text,) = counted()
+            ids = self._tokenizer.encode(text)
+            if len(ids):
+                return np.concatenate([prefix, ids, suffix]), num_bytes
+        else:
+            ids = _spool(self._tokenizer.encode_stream(counted()), prefix, suffix, self._scratch)
+            if len(ids) > len(prefix) + len(suffix):
+                return ids, num_bytes
+        raise InvalidDocument("no_tokens")
+
+
+def _spool(parts: Iterable[np.ndarray], prefix: np.ndarray, suffix: np.ndarray, scratch: Path) -> np.ndarray:
+    """The parts as one array that lies on disk; its file has no name and is gone with the array."""
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        file.write(prefix.tobytes())
+        for part in parts:
+            file.write(part.tobytes())
+        file.write(suffix.tobytes())
+        file.flush()
+        return np.memmap(file, np.uint32, mode="r") if file.tell() else np.empty(0, np.uint32)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(spec: TokenizerSpec, backend: str) -> DocumentTokenizer:
+    """Loaded once a process: a large vocabulary takes longer to load than a small unit to encode."""
+    return DocumentTokenizer(spec, backend)
+
+
+@lru_cache(maxsize=1)
+def _conversation_encoder(tokenizer_json: str) -> ConversationEncoder:
+    return ConversationEncoder(Path(tokenizer_json))
