@@ -149,6 +149,8 @@ def _source_entry(found: SourceInputs, tokenizer_json: Path) -> dict:
         reading.pop(name)
     if source.dataset is not None:
         reading["dataset"].pop("streaming")  # the rows are the same
+        if Path(source.dataset.path).exists():
+            reading["dataset"]["path"] = Path(source.dataset.path).name
     if source.conversations is not None:
         reading["chat_template_sha256"] = ConversationEncoder(tokenizer_json).template_sha256
     return {

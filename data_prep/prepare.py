@@ -51,7 +51,7 @@ from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, has
 from data_prep.workers import OrderedMap, locked
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 
-RECORDED_VERSIONS = ("tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec", "zstandard")
+RECORDED_VERSIONS = ("tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
 AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
 
 

@@ -14,13 +14,16 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 
+from data_prep.chat_template import TEMPLATE_FILES
 from data_prep.fast_tokenizer import FastEncoder
 from data_prep.surroundings import find_surroundings, read_surroundings
 from data_prep.text_rules import PIECE_CHARS, UnsupportedTokenizer, read_text_rules, split_at_safe_cuts
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
 
 TOKENIZER_FILE = "tokenizer.json"
+MODEL_FILE = "config.json"
 EOS_FILES = ("tokenizer_config.json", "generation_config.json")
+WANTED_FILES = [TOKENIZER_FILE, MODEL_FILE, *EOS_FILES, *TEMPLATE_FILES]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def _locate(name_or_path: str) -> Path:
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=[TOKENIZER_FILE, *EOS_FILES]))
+        return Path(
+            snapshot_download(name_or_path, allow_patterns=[TOKENIZER_FILE, MODEL_FILE, *EOS_FILES, *TEMPLATE_FILES])
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [attention cells loss decoding]`: prints tables, writes runs/benchmarks.json."""
+"""`python -m tests.benchmarks [NAME ...]` (all of NAMES): prints tables, writes runs/benchmarks.json."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("attention", "cells", "loss", "decoding")
+NAMES = ("attention", "cells", "loss", "decoding", "loader", "tokenization", "packing")
 
 
 def main() -> None:

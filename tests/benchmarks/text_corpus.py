@@ -9,7 +9,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = {"linux-doc-6.1": "usr/share/doc", "perl-doc": "usr/share/perl"}  # package -> where its text lies
+PACKAGES = {
+    "linux-doc-6.1": "usr/share/doc/linux-doc-6.1",
+    "perl-doc": "usr/share/perl",
+}  # package -> where its text lies
 EXTENSIONS = (".rst", ".pod", ".txt", ".py")
 PYTHON_BYTES = 16 << 20  # at the least, so that the corpus is prose and code
 JSONL_BYTES = 8 << 20
@@ -53,9 +56,8 @@ def _choose(cache: Path, num_bytes: int) -> Iterator[str]:
 
 def _package_root(cache: Path, package: str, inside: str) -> Path | None:
     """Where the package's text lies: installed, or downloaded with apt-get and unpacked; None with a printed reason."""
-    installed = Path("/") / inside / package if inside == "usr/share/doc" else Path("/") / inside
-    if any(_files(installed)):
-        return installed
+    if Path("/usr/share/doc", package).is_dir() and any(_files(Path("/", inside))):
+        return Path("/", inside)
     root = cache / "bench_corpus" / package
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -35,13 +35,14 @@ def run(num_bytes: int = CORPUS_BYTES, rounds: int = 3) -> dict:
     if not with_datatrove:
         print("datatrove is left out: it is not installed (pip install datatrove orjson)")
     rows = [
-        {"tokenizer": name} | _measure(folder, corpus, rounds, with_datatrove) for name, folder in _tokenizers().items()
+        {"tokenizer": name} | _measure(folder, corpus, rounds, with_datatrove)
+        for name, folder in find_tokenizers().items()
     ]
     report("tokens/s on two cores: all of prepare.py, its steady state, bare tokenizers, datatrove", rows)
     return {"documents": len(texts), "bytes": size, "rows": rows}
 
 
-def _tokenizers() -> dict[str, Path]:
+def find_tokenizers() -> dict[str, Path]:
     """Name -> folder of those that can be had; a printed reason for the others."""
     found = {}
     try:
