@@ -8,12 +8,15 @@ where an earlier document has the same text.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from data_prep.shard_writer import npy_bytes, temporary_path, write_file
+from pipeline.data.shard_format import DataError
 
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
 RANGE_HASHES = 2 << 20
@@ -21,29 +24,37 @@ RESULT_NAME = "duplicates.npy"
 
 
 class ContentHash:
-    """128-bit hash of one document's text, chunk by chunk, or of its messages."""
+    """128-bit hash of one document; documents of different kinds never have the same."""
 
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
+    def __init__(self, kind: Literal["text", "messages", "unreadable"]) -> None:
+        self._hash = hashlib.blake2b(digest_size=16, person=kind.encode())
 
-    def pass_on(self, chunks: Iterable[str]) -> Iterator[str]:
-        """The same chunks, hashed on their way."""
-        for chunk in chunks:
-            self._hash.update(chunk.encode())
-            yield chunk
-
-    def add_messages(self, messages: list[dict]) -> None:
-        self._hash.update(json.dumps(messages, sort_keys=True).encode())
+    def update(self, text: str) -> None:
+        self._hash.update(text.encode())
 
     def digest(self) -> bytes:
         return self._hash.digest()
 
 
-def save_hashes(folder: Path, unit: int, digests: list[bytes]) -> None:
-    """Writes a unit's hashes, sorted; `digests` are in the order in which its documents are read."""
-    values = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
-    rows = np.empty(len(digests), HASH_DTYPE)
-    rows["high"], rows["low"], rows["document"] = values[:, 0], values[:, 1], np.arange(len(digests))
+def hash_messages(messages: list[dict]) -> bytes:
+    """The hash of a conversation."""
+    content_hash = ContentHash("messages")
+    content_hash.update(json.dumps(messages, sort_keys=True))
+    return content_hash.digest()
+
+
+def hash_unreadable(document_id: str) -> bytes:
+    """For a document that cannot be read to its end: no copy of any other."""
+    content_hash = ContentHash("unreadable")
+    content_hash.update(document_id)
+    return content_hash.digest()
+
+
+def save_hashes(folder: Path, unit: int, digests: bytes) -> None:
+    """Writes a unit's hashes, sorted; `digests` holds 16 bytes a document, in the order in which they are read."""
+    values = np.frombuffer(digests, "<u8").reshape(-1, 2)
+    rows = np.empty(len(values), HASH_DTYPE)
+    rows["high"], rows["low"], rows["document"] = values[:, 0], values[:, 1], np.arange(len(values))
     rows.sort(order=("high", "low", "document"))
     write_file(hashes_path(folder, unit), npy_bytes(rows))
 
@@ -52,22 +63,51 @@ def hashes_path(folder: Path, unit: int) -> Path:
     return folder / f"{unit:05d}.hashes.npy"
 
 
-def mark_duplicates(folder: Path, num_units: int) -> "Duplicates":
-    """Compares the hashes of all units and writes the result."""
-    tables = [np.load(hashes_path(folder, unit), mmap_mode="r") for unit in range(num_units)]
-    starts = np.concatenate([[0], np.cumsum([len(table) for table in tables], dtype=np.int64)])
+@dataclass(frozen=True)
+class Duplicates:
+    """Where the marks of one unit's documents lie."""
+
+    path: Path
+    start: int
+    end: int
+
+    def load(self) -> np.ndarray:
+        """uint8 [documents of the unit]: 1 where an earlier document of the folder has the same text."""
+        return np.array(np.load(self.path, mmap_mode="r")[self.start : self.end])
+
+
+def mark_duplicates(folder: Path, num_units: int) -> list[Duplicates]:
+    """Compares the hashes of all units and writes the result.
+
+    Raises:
+        DataError: a file of hashes that is damaged.
+    """
+    lengths = [len(_open(folder, unit)) for unit in range(num_units)]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    num_ranges = -(-int(starts[-1]) // RANGE_HASHES) or 1
+    edges = np.array([(1 << 64) * n // num_ranges for n in range(num_ranges)], np.uint64)
+    cuts = [np.append(np.searchsorted(_open(folder, unit)["high"], edges), lengths[unit]) for unit in range(num_units)]
     path = folder / RESULT_NAME
     temporary = temporary_path(path)
     marks = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(int(starts[-1]),))
-    num_ranges = -(-int(starts[-1]) // RANGE_HASHES) or 1
-    edges = np.array([(1 << 64) * n // num_ranges for n in range(num_ranges)], np.uint64)
-    cuts = [np.append(np.searchsorted(table["high"], edges), len(table)) for table in tables]
     for number in range(num_ranges):
-        rows = [np.asarray(table[cut[number] : cut[number + 1]]) for table, cut in zip(tables, cuts, strict=True)]
+        # One file open at a time: there may be more units than a process may have files.
+        rows = [np.array(_open(folder, unit)[cut[number] : cut[number + 1]]) for unit, cut in enumerate(cuts)]
         _mark_repeats(rows, starts, marks)
     marks.flush()
     temporary.replace(path)
-    return Duplicates(folder, starts)
+    return [Duplicates(path, int(a), int(b)) for a, b in pairwise(starts)]
+
+
+def _open(folder: Path, unit: int) -> np.ndarray:
+    path = hashes_path(folder, unit)
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete {folder} and run again") from error
+    if table.dtype != HASH_DTYPE:
+        raise DataError(f"{path} is damaged; delete {folder} and run again")
+    return table
 
 
 def _mark_repeats(tables: list[np.ndarray], starts: np.ndarray, marks: np.ndarray) -> None:
@@ -78,15 +118,3 @@ def _mark_repeats(tables: list[np.ndarray], starts: np.ndarray, marks: np.ndarra
     rows, place = rows[order], place[order]
     repeats = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
     marks[place[1:][repeats]] = 1
-
-
-class Duplicates:
-    """The marks, by unit. `starts`: int64 [units + 1], canonical number of each unit's first document."""
-
-    def __init__(self, folder: Path, starts: np.ndarray) -> None:
-        self._path, self._starts = folder / RESULT_NAME, starts
-
-    def of_unit(self, unit: int) -> np.ndarray:
-        """uint8 [documents of the unit]: 1 where an earlier document of the folder has the same text."""
-        marks = np.load(self._path, mmap_mode="r")
-        return np.array(marks[self._starts[unit] : self._starts[unit + 1]])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.conversations import ConversationEncoder
-from data_prep.dedup import ContentHash
+from data_prep.dedup import ContentHash, hash_messages, hash_unreadable
 from data_prep.packing import TokenisedDocument
 from data_prep.readers import Extent, InvalidDocument, RawDocument, read_documents
 from data_prep.sources import Source
@@ -42,38 +42,29 @@ class Counts:
     num_fallbacks: int = 0
 
 
-def hash_documents(extents: Iterable[Extent], source: Source) -> list[bytes]:
-    """Hashes of the readable documents, in order."""
-    return [
-        _hash(raw)
-        for extent in extents
-        for raw in read_documents(extent, source, Counter())
-    ]  # fmt: skip
+def hash_documents(extents: Iterable[Extent], source: Source) -> bytes:
+    """Hashes of the readable documents, 16 bytes each, in order."""
+    hashes = bytearray()
+    for extent in extents:
+        for raw in read_documents(extent, source, Counter()):
+            hashes += _hash(raw)
+    return bytes(hashes)
 
 
 def _hash(raw: RawDocument) -> bytes:
-    content_hash = ContentHash()
+    if isinstance(raw.content, list):
+        return hash_messages(raw.content)
+    content_hash = ContentHash("text")
     try:
-        for _ in _hashed(raw.content, content_hash):
-            pass
+        for chunk in _chunks(raw.content):
+            content_hash.update(chunk)
     except InvalidDocument:
-        return _own_hash(raw)
+        return hash_unreadable(raw.id)
     return content_hash.digest()
 
 
-def _hashed(content: str | Iterator[str] | list[dict], content_hash: ContentHash) -> Iterator[str]:
-    """The text in chunks (none for messages), hashed when exhausted."""
-    if isinstance(content, list):
-        content_hash.add_messages(content)
-        return
-    yield from content_hash.pass_on([content] if isinstance(content, str) else content)
-
-
-def _own_hash(raw: RawDocument) -> bytes:
-    """For a document that cannot be read to its end: no copy of any other."""
-    content_hash = ContentHash()
-    content_hash.add_messages([{"id": raw.id}])
-    return content_hash.digest()
+def _chunks(content: str | Iterator[str]) -> Iterable[str]:
+    return [content] if isinstance(content, str) else content
 
 
 class DocumentReader:
@@ -87,7 +78,7 @@ class DocumentReader:
 
     def __init__(self, source: Source, spec: DocumentSpec, duplicates: np.ndarray | None, scratch: Path) -> None:
         self.counts = Counts()
-        self.hashes: list[bytes] = []
+        self.hashes = bytearray()
         self._source, self._spec, self._duplicates, self._scratch = source, spec, duplicates, scratch
         self._tokenizer = _tokenizer(spec.tokenizer, spec.backend)
 
@@ -112,18 +103,12 @@ class DocumentReader:
         self.counts.num_fallbacks += self._tokenizer.num_fallbacks - before
 
     def _tokenise(self, raw: RawDocument) -> TokenisedDocument:
-        content_hash = ContentHash()
-        try:
-            if isinstance(raw.content, list):
-                content_hash.add_messages(raw.content)
-                ids, mask, num_bytes = self._encode_conversation(raw.content)
-            else:
-                mask = None
-                ids, num_bytes = self._encode_text(raw.content, content_hash)
-        except InvalidDocument:
-            self.hashes.append(content_hash.digest() if isinstance(raw.content, list | str) else _own_hash(raw))
-            raise
-        self.hashes.append(content_hash.digest())
+        if isinstance(raw.content, list):
+            self.hashes += hash_messages(raw.content)
+            ids, mask, num_bytes = self._encode_conversation(raw.content)
+        else:
+            mask = None
+            ids, num_bytes = self._encode_text(raw)
         if len(ids) < self._spec.min_tokens:
             raise InvalidDocument("below_min_doc_tokens")
         if self._spec.max_tokens is not None and len(ids) > self._spec.max_tokens:
@@ -138,27 +123,31 @@ class DocumentReader:
             raise InvalidDocument("conversation_above_seq_len")
         return ids, mask, sum(len(message["content"].encode()) for message in messages)
 
-    def _encode_text(self, content: str | Iterator[str], content_hash: ContentHash) -> tuple[np.ndarray, int]:
+    def _encode_text(self, raw: RawDocument) -> tuple[np.ndarray, int]:
         """The ids, with what the tokenizer puts before and after a text, and the text's UTF-8 length."""
         prefix, suffix = (np.array(ids, np.uint32) for ids in (self._tokenizer.prefix, self._tokenizer.suffix))
-        num_bytes = 0
+        content_hash, num_bytes = ContentHash("text"), 0
 
         def counted() -> Iterator[str]:
             nonlocal num_bytes
-            for chunk in _hashed(content, content_hash):
+            for chunk in _chunks(raw.content):
+                content_hash.update(chunk)
                 num_bytes += len(chunk.encode())
                 yield chunk
 
-        if isinstance(content, str):
-            (text,) = counted()
-            ids = self._tokenizer.encode(text)
-            if len(ids):
-                return np.concatenate([prefix, ids, suffix]), num_bytes
-        else:
-            ids = _spool(self._tokenizer.encode_stream(counted()), prefix, suffix, self._scratch)
-            if len(ids) > len(prefix) + len(suffix):
-                return ids, num_bytes
-        raise InvalidDocument("no_tokens")
+        try:
+            if isinstance(raw.content, str):
+                (text,) = counted()
+                ids = np.concatenate([prefix, self._tokenizer.encode(text), suffix])
+            else:
+                ids = _spool(self._tokenizer.encode_stream(counted()), prefix, suffix, self._scratch)
+        except InvalidDocument:
+            self.hashes += hash_unreadable(raw.id)
+            raise
+        self.hashes += content_hash.digest()
+        if len(ids) == len(prefix) + len(suffix):
+            raise InvalidDocument("no_tokens")
+        return ids, num_bytes
 
 
 def _spool(parts: Iterable[np.ndarray], prefix: np.ndarray, suffix: np.ndarray, scratch: Path) -> np.ndarray:

@@ -102,13 +102,18 @@ def load_plan(folder: Path) -> Manifest | None:
     """The manifest of a finished or the plan of an unfinished folder; None where there is neither.
 
     Raises:
-        DataError: the finished folder's manifest was altered.
+        DataError: the manifest was altered, or the plan is damaged.
     """
     if (folder / MANIFEST_DIGEST_NAME).is_file():
         return Manifest.load(folder)
     for path in (folder / UNITS_FOLDER / PLAN_NAME, folder / MANIFEST_NAME):
         if path.is_file():
-            return Manifest(**json.loads(path.read_bytes()))
+            try:
+                return Manifest(**json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"{path} is damaged or of another version ({error}); delete {folder} and run again"
+                ) from error
     return None
 
 

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,8 +14,6 @@ from data_prep.conversations import ConversationEncoder
 from data_prep.inputs import InputFile, find_inputs
 from data_prep.readers import Extent, Inspection, InvalidDocument, inspect_input, read_documents
 from data_prep.sources import Source
-from data_prep.tokenization import TokenizerSpec
-from data_prep.tokenizer_check import BackendChoice, choose_backend
 from data_prep.units import MAX_UNITS, DocumentSpec, PackingSpec, Unit, group
 from data_prep.workers import OrderedMap
 from pipeline.data.shard_format import DataError, Manifest
@@ -42,6 +39,19 @@ def find_files(sources: Sequence[Source]) -> list[SourceInputs]:
         DataError: an input that does not exist or matches nothing.
     """
     return [SourceInputs(s, *find_inputs(s)) if s.dataset is None else SourceInputs(s, [], {}) for s in sources]
+
+
+def check_apart(found: Sequence[SourceInputs], output: Path) -> None:
+    """Refuses to read what the run itself writes.
+
+    Raises:
+        DataError: an input file lies in `output`.
+    """
+    folder = output.resolve()
+    for file in (file for s in found for file in s.files):
+        path = file.url.removeprefix("file://")
+        if path.startswith("/") and Path(path).is_relative_to(folder):
+            raise DataError(f"--output {output} holds the input {path}; name a folder apart from the inputs")
 
 
 def fetch_dataset(found: SourceInputs, spool: Path, unit_bytes: int) -> SourceInputs:
@@ -172,13 +182,15 @@ def make_units(
     """The work units, numbered from 0; none holds documents of two sources.
 
     Raises:
-        DataError: more units than shard names have numbers for.
+        DataError: nothing to read, or more units than shard names have numbers for.
     """
     groups = [
         (s.source, extents)
         for s in found
         for extents in group((e for i in inspections[s.source.name] for e in i.extents), packing.unit_bytes)
     ]
+    if not groups:
+        raise DataError(f"the {sum(len(s.files) for s in found)} input files hold no row and no text")
     if len(groups) > MAX_UNITS:
         raise DataError(f"--unit_bytes {packing.unit_bytes} makes {len(groups):,} work units, more than {MAX_UNITS:,}")
     return [Unit(n, source, extents, documents, packing, folder) for n, (source, extents) in enumerate(groups)]
@@ -188,25 +200,40 @@ def warn_if_longer_than_model(tokenizer_json: Path, seq_len: int) -> None:
     """Says on stderr when samples would be longer than what the model beside the tokenizer was made for."""
     for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         path = tokenizer_json.with_name(name)
-        limit = json.loads(path.read_bytes()).get(key) if path.is_file() else None
+        try:
+            limit = json.loads(path.read_bytes()).get(key) if path.is_file() else None
+        except (ValueError, AttributeError):  # whoever needs the file says so
+            continue
         if isinstance(limit, int | float) and seq_len > limit:
             print(f"warning: --seq_len {seq_len} is longer than the model's {key} {limit} ({path})", file=sys.stderr)
             return
 
 
-def choose_tokenizer_backend(spec: TokenizerSpec, found: Sequence[SourceInputs]) -> BackendChoice:
-    """The fast encoder if it gives the tokenizer's ids on a fixed battery and on documents of this run."""
+def sample_texts(found: Sequence[SourceInputs]) -> list[str]:
+    """Beginnings of documents from files all over the input.
+
+    Raises:
+        DataError: a file in which no row has the field that holds the text.
+    """
     files = [(s.source, file) for s in found if s.source.conversations is None for file in s.files]
     step = -(-len(files) // SAMPLED_FILES) or 1
-    return choose_backend(spec, (text for source, file in files[::step] for text in _first_text(source, file)))
+    return [text for source, file in files[::step] for text in _first_text(source, file)]
 
 
 def _first_text(source: Source, file: InputFile) -> Iterator[str]:
-    """The beginning of the file's first usable document, if it has one."""
+    """The beginning of the file's first usable document, if it has one.
+
+    Raises:
+        DataError: no row has the field that holds the text.
+    """
+    dropped: Counter[str] = Counter()
     whole = Extent(file, 0, None, 0, file.size)
-    for raw in islice(read_documents(whole, source, Counter()), 1):
+    for raw in read_documents(whole, source, dropped):
         try:
             text = raw.content if isinstance(raw.content, str) else next(raw.content)
         except InvalidDocument:
             continue
         yield text[:SAMPLED_CHARACTERS]
+        return
+    if dropped and set(dropped) == {"missing_text_field"}:
+        raise DataError(f"{file.url}: none of its rows has the field {source.text_field!r}; set --text_field")

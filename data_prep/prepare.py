@@ -34,19 +34,21 @@ from data_prep.manifest import (
 from data_prep.plan import (
     Inspections,
     SourceInputs,
-    choose_tokenizer_backend,
+    check_apart,
     fetch_dataset,
     find_files,
     make_units,
     plan_manifest,
+    sample_texts,
     warn_if_longer_than_model,
     with_datasets_of,
 )
 from data_prep.receipts import UNITS_FOLDER, UnitReceipt, leftovers_path, load_receipt, receipt_path
 from data_prep.run_info import write_run_info
 from data_prep.sources import Source
+from data_prep.summary import describe_counts
 from data_prep.tokenization import resolve_tokenizer
-from data_prep.tokenizer_check import BackendChoice
+from data_prep.tokenizer_check import BackendChoice, choose_backend
 from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, hash_unit, process_leftovers, process_unit
 from data_prep.workers import OrderedMap, locked
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
@@ -83,12 +85,13 @@ def prepare(sources: Sequence[Source], output: Path, spec: PrepareSpec, run: Ord
     Raises:
         DataError: what is wrong with the sources, the tokenizer or the folder, in one line.
     """
-    _check_output(output)
     tokenizer = resolve_tokenizer(spec.tokenizer, spec.append_eos, spec.special_tokens_in_text)
     warn_if_longer_than_model(Path(tokenizer.path), spec.packing.seq_len)
     documents = DocumentSpec(tokenizer, "tokenizers", spec.min_doc_tokens, spec.max_doc_tokens, spec.packing.seq_len)
     files = find_files(sources)
+    check_apart(files, output)
     try:
+        _check_output(output)
         output.mkdir(parents=True, exist_ok=True)
         with locked(output):
             return _prepare_locked(files, output, spec, documents, run)
@@ -119,8 +122,9 @@ def _prepare_locked(
         files = [fetch_dataset(f, scratch / "datasets", spec.packing.unit_bytes) for f in files]
     inspections = Inspections(files, spec.packing.unit_bytes, run)
     choice = BackendChoice("tokenizers", "asked for")
-    if spec.tokenizer_backend == "auto" and not finished:
-        choice = choose_tokenizer_backend(documents.tokenizer, files)  # while other processes read the inputs
+    if not finished:  # while other processes read the inputs
+        texts = sample_texts(files)
+        choice = choose_backend(documents.tokenizer, texts) if spec.tokenizer_backend == "auto" else choice
     documents = replace(documents, backend=choice.name)
     inspected = inspections.collect()
     planned = plan_manifest(files, inspected, documents, spec.packing, spec.dedup)
@@ -132,14 +136,14 @@ def _prepare_locked(
         remove_scratch(output)  # of a run that was killed in its last instant
         print(f"{output} is already complete with these parameters; nothing to do")
         return there
-    save_plan(output, planned)
     units = make_units(files, inspected, documents, spec.packing, output)
+    save_plan(output, planned)
     receipts, num_reused, num_duplicates = _run_units(units, output, spec, run)
     manifest = sum_up(planned, receipts, num_duplicates)
     if not manifest.shards:
-        raise DataError(
-            f"--inputs: not one usable document in {len(manifest.inputs)} files (dropped: {manifest.dropped})"
-        )
+        remove_scratch(output)  # or a run with the right settings would be refused here
+        reasons = describe_counts(manifest.dropped["documents"])
+        raise DataError(f"not one usable document in {len(manifest.inputs)} files (dropped: {reasons})")
     remove_temporary_files(output)
     write_run_info(output, _run_info(started, choice, receipts, num_reused))
     complete_folder(output, manifest)
@@ -154,15 +158,15 @@ def _run_units(
     if spec.dedup == "exact":
         _with_progress(hash_unit, units, run, "hashing documents")
         duplicates = mark_duplicates(scratch, len(units))
-        units = [replace(unit, duplicates=duplicates) for unit in units]
+        units = [replace(unit, duplicates=d) for unit, d in zip(units, duplicates, strict=True)]
     receipts, num_reused = _finish(process_unit, units, output, run, "packing")
     leftovers = _leftover_units(receipts, spec.packing, output)
     leftover_receipts, num_leftovers_reused = _finish(process_leftovers, leftovers, output, run, "packing leftovers")
     if spec.dedup == "count":
         duplicates = mark_duplicates(scratch, len(units))
     num_duplicates: Counter[str] = Counter()
-    for unit in units:
-        num_duplicates[unit.source.name] += int(duplicates.of_unit(unit.number).sum())
+    for unit, of_unit in zip(units, duplicates, strict=True):
+        num_duplicates[unit.source.name] += int(of_unit.load().sum())
     return receipts + leftover_receipts, num_reused + num_leftovers_reused, num_duplicates
 
 

@@ -39,9 +39,12 @@ def load_receipt(folder: Path, unit: int) -> UnitReceipt | None:
     path = receipt_path(folder, unit)
     if not path.is_file():
         return None
-    fields = json.loads(path.read_bytes())
-    fields["shards"] = [ShardEntry(**shard) for shard in fields["shards"]]
-    receipt = UnitReceipt(**fields)
+    try:
+        fields = json.loads(path.read_bytes())
+        fields["shards"] = [ShardEntry(**shard) for shard in fields["shards"]]
+        receipt = UnitReceipt(**fields)
+    except (ValueError, KeyError, TypeError):  # damaged: the unit is done again
+        return None
     files: list[tuple[Path, int | None, str]] = []
     for shard in receipt.shards:
         files.append((folder / shard.tar_name, shard.size, shard.sha256))

@@ -22,17 +22,17 @@ def describe(manifest: Manifest) -> str:
         ]
     skipped = {reason: count for reason, count in manifest.dropped["files"].items() if count}
     if skipped:
-        lines.append("files left out: " + _counts(skipped))
+        lines.append("files left out: " + describe_counts(skipped))
     if manifest.dropped["documents"]:
-        lines.append("documents dropped: " + _counts(manifest.dropped["documents"]))
+        lines.append("documents dropped: " + describe_counts(manifest.dropped["documents"]))
         affected = [entry for entry in manifest.inputs if entry["dropped"]]
-        lines += [
-            f"  {entry['source']}/{entry['name']}: {_counts(entry['dropped'])}" for entry in affected[:MAX_LISTED]
-        ]
+        for entry in affected[:MAX_LISTED]:
+            lines.append(f"  {entry['source']}/{entry['name']}: {describe_counts(entry['dropped'])}")
         if len(affected) > MAX_LISTED:
             lines.append(f"  and {len(affected) - MAX_LISTED} more files: see {MANIFEST_NAME}")
     return "\n".join(lines)
 
 
-def _counts(counts: dict[str, int]) -> str:
+def describe_counts(counts: dict[str, int]) -> str:
+    """`3 empty, 1 invalid_utf8`."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))

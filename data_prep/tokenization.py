@@ -58,8 +58,8 @@ def resolve_tokenizer(
         raise DataError(f"--tokenizer {name_or_path}: {folder} holds no {TOKENIZER_FILE}")
     try:
         sha256 = tokenizer_fingerprint(path)
-    except ValueError as error:
-        raise DataError(f"--tokenizer {name_or_path}: {path} is not JSON ({error})") from error
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(f"--tokenizer {name_or_path}: {path} is not a JSON object ({error})") from error
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
@@ -89,7 +89,7 @@ def _find_eos(folder: Path, tokenizer: Tokenizer, name_or_path: str) -> int:
     token, ids = configs[0].get("eos_token"), configs[1].get("eos_token_id")
     token = token.get("content") if isinstance(token, dict) else token
     first_id = ids[0] if isinstance(ids, list) and ids else ids
-    token_id = first_id if token is None else tokenizer.token_to_id(token)
+    token_id = tokenizer.token_to_id(token) if isinstance(token, str) else first_id
     if not isinstance(token_id, int) or tokenizer.id_to_token(token_id) is None:
         raise DataError(
             f"--append_eos: no usable eos_token in {' or '.join(EOS_FILES)} of {name_or_path} (found "

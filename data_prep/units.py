@@ -103,7 +103,7 @@ def process_unit(unit: Unit) -> UnitReceipt:
     Raises:
         DataError: an input that cannot be read, or a folder that cannot be written.
     """
-    duplicates = unit.duplicates.of_unit(unit.number) if unit.duplicates else None
+    duplicates = unit.duplicates.load() if unit.duplicates else None
     reader = DocumentReader(unit.source, unit.documents, duplicates, unit.scratch)
     best_fit = BestFit(unit.packing.seq_len, MAX_LEFTOVER_SAMPLES)
     try:
@@ -112,7 +112,7 @@ def process_unit(unit: Unit) -> UnitReceipt:
                 writer.write(pack)
         leftovers = _save_leftovers(unit.folder, unit.number, best_fit.leftovers) if best_fit.leftovers else None
         if duplicates is None:
-            save_hashes(unit.scratch, unit.number, reader.hashes)
+            save_hashes(unit.scratch, unit.number, bytes(reader.hashes))
         counts = reader.counts
         receipt = UnitReceipt(
             unit=unit.number,

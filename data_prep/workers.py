@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,6 +15,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from pipeline.data.shard_format import DataError
+from pipeline.errors import EXIT_INTERRUPTED
 
 OrderedMap = Callable[..., Iterator[Any]]
 Result = TypeVar("Result")
@@ -41,12 +43,21 @@ def run_with_processes(main: Callable[[OrderedMap], Result], num_workers: int) -
 def run_with_mpi(main: Callable[[OrderedMap], Result]) -> Result | None:
     """Calls `main` on MPI rank 0 with a `map` that keeps the order and runs on the other ranks (on rank 0 itself where
     there is no other); returns None on those. A rank that dies ends them all: that is what mpiexec and srun do.
-    """
-    from mpi4py import MPI
-    from mpi4py.futures import MPICommExecutor
 
-    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-        return None if executor is None else _run(main, executor)
+    Raises:
+        DataError: there is no MPI here.
+    """
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except (ImportError, RuntimeError) as error:
+        raise DataError(f"--mpi: mpi4py or its MPI library cannot be loaded ({error})") from error
+    try:
+        with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+            return None if executor is None else _run(main, executor)
+    except KeyboardInterrupt:
+        print("interrupted; run again to go on", file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Abort(EXIT_INTERRUPTED)  # the other ranks may be waiting for this one
 
 
 def _run(main: Callable[[OrderedMap], Result], executor: Executor) -> Result:
@@ -57,7 +68,8 @@ def _run(main: Callable[[OrderedMap], Result], executor: Executor) -> Result:
 
 
 def _end_with_parent() -> None:
-    """Makes a worker end when the run that started it was killed."""
+    """Makes a worker end when the run that started it was killed, and leaves Ctrl-C to that run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         parent_process().join()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 class UserError(ValueError):
@@ -16,7 +17,7 @@ class UserError(ValueError):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
     try:
         main()
     except UserError as error:
@@ -24,3 +25,6 @@ def run_cli(main: Callable[[], None]) -> None:
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
         os._exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted; run again to go on", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)

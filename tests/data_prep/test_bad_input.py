@@ -143,3 +143,42 @@ def test_a_long_document_is_streamed_and_packed_like_a_short_one(
         ids.append(np.concatenate([tokens for _, tokens in pieces]))
         assert manifest.totals["cut_documents"] == 1 and manifest.totals["text_bytes"] == len(text.encode())
     np.testing.assert_array_equal(*ids)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_a_wrong_field_is_named_early_and_the_corrected_run_goes_on(
+    tmp_path: Path, run_prepare: Prepare, packing: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"content": "text"}\n' * 3)
+    with pytest.raises(DataError, match=r"in.jsonl: none of its rows has the field 'text'; set --text_field"):
+        run_prepare([tmp_path / "in.jsonl"], tmp_path / "out", method=packing)
+    assert run_prepare([tmp_path / "in.jsonl"], tmp_path / "out", text_field="content").totals["documents"] == 3
+
+
+def test_no_usable_document_leaves_a_folder_that_other_settings_can_use(tmp_path: Path, run_prepare: Prepare) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "short"}\n')
+    with pytest.raises(DataError, match=r"not one usable document in 1 files \(dropped: 1 below_min_doc_tokens\)"):
+        run_prepare([tmp_path / "in.jsonl"], tmp_path / "out", min_doc_tokens=1000)
+    assert run_prepare([tmp_path / "in.jsonl"], tmp_path / "out").totals["documents"] == 1
+
+
+def test_input_without_a_row_is_refused(tmp_path: Path, run_prepare: Prepare) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    with pytest.raises(DataError, match="the 1 input files hold no row and no text"):
+        run_prepare([tmp_path / "in.jsonl"], tmp_path / "out")
+
+
+def test_output_among_the_inputs_is_refused(tmp_path: Path, run_prepare: Prepare) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "text"}\n')
+    run_prepare([tmp_path / "a.jsonl"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"--output .*out holds the input .*; name a folder apart"):
+        run_prepare([tmp_path / "**"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ['{"a', "{}", "[]"])
+def test_damaged_plan_is_one_line(tmp_path: Path, run_prepare: Prepare, content: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "out" / ".units").mkdir(parents=True)
+    (tmp_path / "out" / ".units" / "plan.json").write_text(content)
+    with pytest.raises(DataError, match=r"plan.json is damaged or of another version .*; delete .*out and run again"):
+        run_prepare([tmp_path / "a.txt"], tmp_path / "out")
