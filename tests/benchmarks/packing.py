@@ -31,7 +31,7 @@ def run() -> dict:
         ]
         report("packing 64 MiB of text", packings)
         memory = [
-            {"input_MB": size / 1e6, "peak_MiB": _prepare(_first(files, size), tokenizer, output, "best_fit", 24576)}
+            {"input_MB": size / 1e6, "peak_MiB": _prepare(_spread(files, size), tokenizer, output, "best_fit", 24576)}
             for size in (SMALL_BYTES, LARGE_BYTES)
         ]
         report("peak memory of prepare.py, all its processes together (PSS), 2 workers", memory)
@@ -43,6 +43,12 @@ def _first(files: list[Path], num_bytes: int) -> list[Path]:
     while files[len(chosen) :] and sum(file.stat().st_size for file in chosen) < num_bytes:
         chosen.append(files[len(chosen)])
     return chosen
+
+
+def _spread(files: list[Path], num_bytes: int) -> list[Path]:
+    """Files from all over the corpus: the same mixture of texts for every size."""
+    total = sum(file.stat().st_size for file in files)
+    return files[:: max(1, round(total / num_bytes))]
 
 
 def _pack(files: list[Path], tokenizer: Path, output: Path, method: str, seq_len: int) -> dict:
