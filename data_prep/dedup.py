@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.shard_writer import npy_bytes, temporary_path, write_file
 from pipeline.data.shard_format import DataError
+from pipeline.data.shard_io import temporary_path, write_file
+from pipeline.data.tar_members import npy_bytes
 
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
 RANGE_HASHES = 2 << 20

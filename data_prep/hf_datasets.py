@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Union
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep.inputs import InputFile
+from data_prep.inputs import FORMATS, InputFile, extension_of
 from data_prep.readers.tables import columns_of
-from data_prep.shard_writer import TEMPORARY_SUFFIX, write_file
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
+from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 AnyDataset = Union["Dataset", "IterableDataset"]
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
+ROWS_OR_TEXT = {".txt", ".csv", ".tsv", *FORMATS}
 
 
 def dataset_inputs(source: Source, spool: Path, spool_bytes: int) -> list[InputFile]:
@@ -39,8 +40,8 @@ def dataset_inputs(source: Source, spool: Path, spool_bytes: int) -> list[InputF
         spool_bytes: size at which a spooled file ends, in bytes.
 
     Raises:
-        DataError: no such dataset, configuration, split or column, no rows, no way to the hub, or a spool of other
-            settings.
+        DataError: no such dataset, configuration, split or column, no rows, no way to the hub, a folder of which
+            `datasets` would read some files only, or a spool of other settings.
     """
     spooled = _Spool(source, spool, spool_bytes)
     if spooled.is_finished:  # nothing more is asked of the hub
@@ -85,9 +86,37 @@ def _load(source: Source) -> AnyDataset:
                 f"source {source.name!r}: {folder} has no split {wanted.split!r}; it has {', '.join(splits)}"
             )
         return splits[wanted.split]
+    if folder.is_dir():
+        _check_nothing_left_out(source, folder)
     return load_dataset(
         wanted.path, wanted.name, split=wanted.split, revision=wanted.revision, streaming=wanted.streaming
     )
+
+
+def _check_nothing_left_out(source: Source, folder: Path) -> None:
+    """`datasets` reads files of one kind, and of one way of naming splits, and says nothing of the others."""
+    from datasets import load_dataset_builder
+    from datasets.data_files import FILES_TO_IGNORE
+
+    card = folder / "README.md"
+    if source.dataset.name is not None or (card.is_file() and b"\nconfigs:" in card.read_bytes()):
+        return  # someone chose the files
+    root = folder.resolve()
+    files = load_dataset_builder(str(folder)).config.data_files or {}
+    taken = {str(path) for paths in files.values() for path in paths}
+    left_out = [
+        name.as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and str(path) not in taken and extension_of(path.name) in ROWS_OR_TEXT
+        for name in [path.relative_to(root)]
+        if not any(part.startswith((".", "__")) for part in name.parts) and path.name not in FILES_TO_IGNORE
+    ]
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        raise DataError(
+            f"source {source.name!r}: `dataset` would leave out {', '.join(left_out[:3])}{more} of {folder}; "
+            "`inputs` reads folders of mixed files"
+        )
 
 
 def _check_columns(source: Source, dataset: AnyDataset) -> None:
@@ -131,8 +160,7 @@ class _Spool:
         self._request = asdict(source.dataset) | {"columns": self._columns, "file_bytes": file_bytes}
         self._num_rows: list[int] = []
         self.is_finished = False
-        if self._state_path.is_file():
-            self._restore()
+        self._restore()
 
     @property
     def inputs(self) -> list[InputFile]:
@@ -183,12 +211,20 @@ class _Spool:
         return line.encode("utf-8", "surrogatepass") + b"\n"  # the reader counts what is no UTF-8
 
     def _restore(self) -> None:
-        state = json.loads(self._state_path.read_bytes())
-        if state["request"] != self._request:
+        """Takes up a spool that was stopped; one that cannot be trusted is written again from the start."""
+        try:
+            state = json.loads(self._state_path.read_bytes())
+            request, num_rows, is_finished = state["request"], state["num_rows"], state["is_finished"]
+            complete = all(type(n) is int and n > 0 and self._path(k).is_file() for k, n in enumerate(num_rows))
+        except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            return
+        if not complete or type(is_finished) is not bool:
+            return
+        if request != self._request:
             raise DataError(
                 f"{self._state_path} belongs to other settings of source {self._source.name!r}; name a new --output"
             )
-        self._num_rows, self.is_finished = state["num_rows"], state["is_finished"]
+        self._num_rows, self.is_finished = num_rows, is_finished
 
     def _path(self, number: int) -> Path:
         return self._folder.absolute() / f"{self._source.name}-{number:05d}.jsonl"

@@ -1,5 +1,6 @@
 """Which files a source reads: expands files, folders, globs and lists, in an order that depends on nothing else."""
 
+import os
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ class InputFile:
     @property
     def compression(self) -> str | None:
         return COMPRESSIONS.get(posixpath.splitext(self.url)[1].lower())
+
+
+def open_file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system that an InputFile's `url` lies on, and its path there."""
+    if url.startswith("file://"):  # as it is: fsspec would take a `::` in a file's name for a chain of URLs
+        return LocalFileSystem(), url.removeprefix("file://")
+    return url_to_fs(url)
 
 
 def find_inputs(source: Source) -> tuple[list[InputFile], dict[str, int]]:
@@ -97,6 +105,8 @@ def _shared_depth(first: str, last: str) -> int:
 def _expand_lists(source: Source) -> Iterator[str]:
     """Replaces `@FILE` by the lines of FILE, each an input as it would be on the command line."""
     for given in source.inputs:
+        if not given.strip():  # it would mean the working directory
+            raise DataError(f"--inputs: source {source.name!r} has a blank input; name a file, folder, glob or @list")
         if not given.startswith("@"):
             yield given
             continue
@@ -114,7 +124,7 @@ def _expand(given: str, source: Source, skipped: dict[str, int]) -> dict[str, in
     """The files that one input stands for: url -> size in bytes."""
     num_before = skipped["not_a_file"]
     try:
-        fs, path = url_to_fs(given)
+        fs, path = _locate(given)
         is_folder = fs.isdir(path)
         if fs.isfile(path):
             found = {path: fs.info(path)}
@@ -131,7 +141,23 @@ def _expand(given: str, source: Source, skipped: dict[str, int]) -> dict[str, in
             extensions = " ".join(source.extensions)
             raise DataError(f"--inputs {given}: no file there ends in one of --extensions {extensions}")
         raise DataError(f"--inputs {given}: no such file or folder, and no file matches it as a glob")
+    if isinstance(fs, LocalFileSystem):
+        return {f"file://{_normalise(name)}": info["size"] for name, info in found.items()}
     return {fs.unstrip_protocol(name): info["size"] for name, info in found.items()}
+
+
+def _locate(given: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an input and the path (or glob) there; what exists on this machine as spelled is meant so."""
+    if os.path.lexists(given):  # fsspec would take `a::b` for a chain of URLs and `file:x` for one
+        return LocalFileSystem(), _normalise(os.path.join(os.getcwd(), given))
+    return url_to_fs(given)
+
+
+def _normalise(path: str) -> str:
+    """The one spelling of a local path that is kept, so that no file is read twice; links keep their names."""
+    normal = "/" + os.path.normpath(path).lstrip("/")
+    # Behind a link to a folder `..` leads elsewhere than the spelling says.
+    return normal if normal == path or os.path.samefile(normal, path) else path
 
 
 def _below(fs: AbstractFileSystem, folder: str, extensions: list[str], skipped: dict[str, int]) -> dict[str, dict]:

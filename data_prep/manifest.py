@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.receipts import UNITS_FOLDER, UnitReceipt
-from data_prep.shard_writer import TEMPORARY_SUFFIX, write_file
 from pipeline.data.shard_format import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -22,6 +21,7 @@ from pipeline.data.shard_format import (
     Manifest,
     completion_mark,
 )
+from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
 
 PLAN_NAME = "plan.json"
 

@@ -16,6 +16,8 @@ class _CutDocument:
     tokens: int
     where: str
     pieces: list[tuple[int, int]] = field(default_factory=list)
+    covered: int = 0
+    """Tokens of the pieces so far."""
 
 
 class PieceLedger:
@@ -42,11 +44,12 @@ class PieceLedger:
             return
         document = self._open[source].setdefault(piece["id"], _CutDocument(piece["tokens"], where))
         document.pieces.append((piece["start"], piece["end"]))
+        document.covered += piece["end"] - piece["start"]
         if document.tokens != piece["tokens"]:
             raise DataError(
                 f"{where}: document {piece['id']} has {piece['tokens']} tokens, {document.where} says {document.tokens}"
             )
-        if _covered(document) >= document.tokens:
+        if document.covered >= document.tokens:
             _check_contiguous(document, piece["id"], where)
             del self._open[source][piece["id"]]
 
@@ -62,11 +65,11 @@ class PieceLedger:
         """
         self._check_ids()
         for source, documents in self._open.items():
-            lacking = sum(document.tokens - _covered(document) for document in documents.values())
+            lacking = sum(document.tokens - document.covered for document in documents.values())
             if lacking > dropped_tokens.get(source, 0):
                 name, document = next(iter(documents.items()))
                 raise DataError(
-                    f"{document.where}: only {_covered(document)} of the {document.tokens} tokens of document {name} "
+                    f"{document.where}: only {document.covered} of the {document.tokens} tokens of document {name} "
                     f"are in the folder, and its manifest does not say that the others were dropped"
                 )
 
@@ -79,10 +82,6 @@ class PieceLedger:
             pair = np.searchsorted(ends, order[repeats[0] : repeats[0] + 2], side="right")
             shards = " and ".join(sorted({self._begun_until[place][1] for place in pair}))
             raise DataError(f"{shards}: two documents of one source and with the same id begin there")
-
-
-def _covered(document: _CutDocument) -> int:
-    return sum(end - start for start, end in document.pieces)
 
 
 def _check_contiguous(document: _CutDocument, name: str, where: str) -> None:

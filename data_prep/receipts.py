@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_prep.shard_writer import write_file
 from pipeline.data.shard_format import ShardEntry
+from pipeline.data.shard_io import write_file
 
 UNITS_FOLDER = ".units"
 

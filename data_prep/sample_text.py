@@ -1,6 +1,5 @@
 """A sample's tokens as text for the terminal, with the supervised parts marked."""
 
-import textwrap
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,4 +83,4 @@ def escape_controls(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    return textwrap.indent(text, INDENT, lambda line: True)
+    return "\n".join(INDENT + line for line in text.split("\n"))

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.exit_codes import run_tool
 from data_prep.sample_text import BRACKETS, COLOURS, Decode, Marks, escape_controls, print_ids, render_document
 from data_prep.shard_reader import locate_sample, open_tar, read_sample_bytes
 from pipeline.data.shard_format import (
@@ -25,6 +24,7 @@ from pipeline.data.shard_format import (
     load_index,
     tokenizer_fingerprint,
 )
+from pipeline.exit_codes import run_tool
 
 
 def load_decoder(manifest: Manifest, tokenizer: str | None) -> Decode | None:
@@ -45,7 +45,7 @@ def load_decoder(manifest: Manifest, tokenizer: str | None) -> Decode | None:
         raise DataError(f"--tokenizer {given}: there is no {path}; name a folder with tokenizer.json")
     try:
         fingerprint = tokenizer_fingerprint(path)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"--tokenizer {given}: {path} is not a tokenizer ({error})") from error
     if fingerprint != manifest.tokenizer_sha256:
         raise DataError(

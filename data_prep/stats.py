@@ -6,7 +6,6 @@ manifest, the indexes and of each sample its meta.json and loss_mask; it checks 
 """
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -16,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.exit_codes import run_tool
 from data_prep.length_tally import Lengths, Tally
 from data_prep.shard_checks import check_manifest, load_checked_index, place_shards
 from data_prep.shard_reader import open_tar
-from data_prep.shard_writer import write_file
 from data_prep.stats_table import format_stats
-from pipeline.data.shard_format import DataError, Manifest
+from pipeline.data.shard_format import MEMBER_DTYPES, DataError, Manifest
+from pipeline.data.shard_io import write_file
+from pipeline.data.tar_members import npy_view
+from pipeline.exit_codes import run_tool
 
 STATS_NAME = "stats.json"
 PLOT_NAME = "stats.png"
@@ -73,11 +73,16 @@ def _read_facts(tar: int, row: np.void, where: str) -> tuple[list[dict], int]:
         members = _read_members(tar, int(row["offset"]), int(row["length"]))
         pieces = json.loads(members["meta.json"])["documents"]
         for piece in pieces:
-            if not 0 <= piece["start"] < piece["end"] <= piece["tokens"]:
+            bounds = [piece[name] for name in ("start", "end", "tokens")]
+            if any(type(bound) is not int for bound in bounds) or not 0 <= bounds[0] < bounds[1] <= bounds[2] < 1 << 63:
                 raise ValueError(f"meta.json lists {piece}")
         mask = members.get("loss_mask.npy")
-        supervised = 0 if mask is None else np.lib.format.read_array(io.BytesIO(mask), allow_pickle=False).sum()
-    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        supervised = (
+            0
+            if mask is None
+            else npy_view(mask, 0, len(mask), "loss_mask.npy", (MEMBER_DTYPES["loss_mask.npy"],)).sum()
+        )
+    except (tarfile.TarError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where} cannot be read ({error}); data_prep.verify finds what is damaged") from error
     return pieces, int(supervised)
 

@@ -10,7 +10,16 @@ import yaml
 from pipeline.data.shard_format import DataError
 
 Settings = TypeVar("Settings")
-TYPE_NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list[str]: "a list of text"}
+TYPE_NAMES = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list[str]: "a list of text",
+}
+
+# PyYAML lets through what int(), date() and its own conversions make of a value such as 2024-13-45 or `!!int abc`.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError)
 
 
 def load_yaml(path: Path, where: str) -> object:
@@ -26,7 +35,7 @@ def load_yaml(path: Path, where: str) -> object:
         raise DataError(f"{where} is not a regular file")
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{where} cannot be read as YAML ({' '.join(str(error).split())})") from error
 
 
@@ -58,14 +67,23 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if is_dataclass(kind):
         return build_strictly(kind, value, where)
     if kind is float and type(value) is int:
-        return float(value)
+        return _to_float(value, where)
     if kind == list[str]:
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if fits and not all(item.strip() for item in value):
+            raise DataError(f"{where}: an entry is blank")
     else:
         fits = type(value) is kind
     if not fits:
         raise DataError(f"{where}: expected {TYPE_NAMES[kind]}, found {value!r}")
     return value
+
+
+def _to_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DataError(f"{where}: the number is too large") from error
 
 
 class _UniqueKeys(yaml.SafeLoader):

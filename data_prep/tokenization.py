@@ -58,7 +58,7 @@ def resolve_tokenizer(
         raise DataError(f"--tokenizer {name_or_path}: {folder} holds no {TOKENIZER_FILE}")
     try:
         sha256 = tokenizer_fingerprint(path)
-    except (ValueError, RecursionError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise DataError(f"--tokenizer {name_or_path}: {path} is not a JSON object ({error})") from error
     try:
         tokenizer = Tokenizer.from_file(str(path))

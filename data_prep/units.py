@@ -26,9 +26,10 @@ from data_prep.packing import (
 )
 from data_prep.readers import Extent
 from data_prep.receipts import UNITS_FOLDER, UnitReceipt, leftovers_path
-from data_prep.shard_writer import ShardWriter, encode_sample, write_file
+from data_prep.shard_writer import ShardWriter, encode_sample
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError, PackedSample, decode_sample
+from pipeline.data.shard_io import write_file
 
 LEFTOVER_GROUP = 16
 MAX_UNITS = 100_000

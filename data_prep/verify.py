@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.exit_codes import run_tool
 from data_prep.piece_ledger import PieceLedger
 from data_prep.shard_checks import (
     DOCUMENT_TOTALS,
@@ -31,8 +30,9 @@ from data_prep.shard_checks import (
     read_checked_sample,
 )
 from data_prep.shard_reader import open_tar
-from data_prep.shard_writer import END_OF_TAR
 from pipeline.data.shard_format import MANIFEST_NAME, DataError, Manifest, PackedSample
+from pipeline.data.shard_io import END_OF_TAR
+from pipeline.exit_codes import run_tool
 
 SourceCounts = dict[str, Counter[str]]
 

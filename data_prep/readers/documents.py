@@ -9,7 +9,7 @@ from data_prep.readers import jsonl, tables
 from data_prep.readers.extents import Extent
 from data_prep.readers.invalid import InvalidDocument, check_text
 from data_prep.readers.messages import build_messages
-from data_prep.readers.stored import readable
+from data_prep.readers.stored import check_unchanged, readable
 from data_prep.readers.text import read_text
 from data_prep.sources import Source
 
@@ -37,11 +37,13 @@ def read_documents(extent: Extent, source: Source, dropped: Counter[str]) -> Ite
     (absent, null or not a string), and those of `build_messages`. Text in chunks is the caller's to count.
 
     Raises:
-        DataError: the file cannot be read to the extent's end.
+        DataError: the file cannot be read to the extent's end, or is not the one that was inspected; the latter may
+            show only after the last document.
     """
     file = extent.file
     document_id = f"{file.source}/{file.name}"
     with readable(file):
+        check_unchanged(file, extent.version)
         if file.format == "text":
             rows = iter([(None, None)])
         elif file.format == "jsonl":
@@ -57,6 +59,7 @@ def read_documents(extent: Extent, source: Source, dropped: Counter[str]) -> Ite
                 dropped[error.reason] += 1
             else:
                 yield RawDocument(document_id if row is None else f"{document_id}:{row}", origin, content)
+        check_unchanged(file, extent.version)
 
 
 def _content(row: Any, source: Source) -> str | list[dict]:

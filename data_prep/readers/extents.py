@@ -3,11 +3,11 @@
 import codecs
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_prep.inputs import InputFile, extension_of
 from data_prep.readers.jsonl import LineCutter
-from data_prep.readers.stored import CHUNK_BYTES, open_stored, read_chunks, readable
+from data_prep.readers.stored import CHUNK_BYTES, check_unchanged, file_version, open_stored, read_chunks, readable
 from data_prep.readers.tables import describe_parts
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
@@ -18,7 +18,8 @@ class Extent:
     """A part of a file, `start` to `end` (None: to the file's end) in the format's own measure.
 
     Uncompressed JSONL: bytes, at line starts. Parquet: row groups. Arrow: record batches. Other files are one
-    extent. `first_row` is the number of its first row in the file; `size` is about how many stored bytes it covers.
+    extent. `first_row` is the number of its first row in the file; `size` is about how many stored bytes it covers;
+    `version` marks the file as it was when it was inspected (None: whatever is there is read).
     """
 
     file: InputFile
@@ -26,6 +27,7 @@ class Extent:
     end: int | None
     first_row: int
     size: int
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def inspect_input(file: InputFile, source: Source, unit_bytes: int) -> Inspectio
     unless a single line, row group or record batch is larger.
 
     Raises:
-        DataError: unreadable, not of the format its name says, or without a column that the source needs.
+        DataError: unreadable, changing meanwhile, not of the format its name says, or without a column that the
+            source needs.
     """
     if source.conversations is not None and file.format == "text":
         raise DataError(
@@ -53,12 +56,15 @@ def inspect_input(file: InputFile, source: Source, unit_bytes: int) -> Inspectio
     digest = hashlib.sha256()
     cutter = LineCutter(unit_bytes) if file.format == "jsonl" and file.compression is None else None
     with readable(file):
+        version = file_version(file)
         with open_stored(file) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
                 if cutter is not None:
                     cutter.feed(chunk)
-        return Inspection(digest.hexdigest(), _extents(file, source, unit_bytes, cutter))
+        extents = [replace(extent, version=version) for extent in _extents(file, source, unit_bytes, cutter)]
+        check_unchanged(file, version)
+        return Inspection(digest.hexdigest(), extents)
 
 
 def _extents(file: InputFile, source: Source, unit_bytes: int, cutter: LineCutter | None) -> list[Extent]:

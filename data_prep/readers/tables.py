@@ -8,10 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from data_prep.inputs import InputFile
+from data_prep.inputs import InputFile, open_file_system
 from data_prep.readers.stored import open_stored
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
@@ -93,7 +92,7 @@ def _check_offsets(column: pa.Array) -> None:
 @contextmanager
 def _open_arrow(file: InputFile) -> Iterator[pa.RecordBatchReader | pa.RecordBatchFileReader]:
     """A reader of either Arrow format; a local file is mapped, so that batches that are passed over are not read."""
-    fs, path = url_to_fs(file.url)
+    fs, path = open_file_system(file.url)
     with pa.memory_map(path) if isinstance(fs, LocalFileSystem) else fs.open(path, "rb") as stream:
         magic = stream.read(len(ARROW_FILE_MAGIC))
         stream.seek(0)
@@ -131,6 +130,9 @@ def _check_column(
 ) -> None:
     if name not in schema.names:
         raise DataError(f"{file.url} has no column {name!r} ({setting}); its columns: {', '.join(schema.names)}")
+    number = schema.names.count(name)
+    if number > 1:
+        raise DataError(f"{file.url} has {number} columns named {name!r} ({setting}); rename all but one")
     kind = schema.field(name).type
     if not fits(kind):
         raise DataError(f"{file.url}: column {name!r} ({setting}) holds {kind}, not {wanted}")

@@ -20,12 +20,13 @@ import hashlib
 import io
 import json
 import re
-import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.manifest_fields import parse_manifest
+from pipeline.data.tar_members import npy_view, split_members
 from pipeline.errors import UserError
 
 FORMAT_VERSION = 2
@@ -37,21 +38,9 @@ INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("tokens", "<i8"),
 
 MEMBER_NAMES = ("input_ids.npy", "cu_seqlens.npy", "loss_mask.npy", "meta.json")
 MEMBER_DTYPES = dict(zip(MEMBER_NAMES, map(np.dtype, ("<u4", "<i4", "|u1")), strict=False))
-BLOCK = tarfile.BLOCKSIZE
-_TEMPLATE = tarfile.TarInfo()
-_TEMPLATE.mode = 0o644
-_EMPTY_HEADER = _TEMPLATE.tobuf(tarfile.USTAR_FORMAT)
-# What all members have in common, which is all but name (100 bytes), size (12) and checksum (8).
-_CONSTANT_FIELDS = _EMPTY_HEADER[100:124] + _EMPTY_HEADER[136:148] + _EMPTY_HEADER[156:]
-_CONSTANT_SUM = sum(_CONSTANT_FIELDS) + 8 * ord(" ")  # the checksum field counts as blanks
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"([0-9a-f]{64}){2}")
-_SIZE = re.compile(rb"[0-7]{11}\0")
 _MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.(input_ids\.npy|cu_seqlens\.npy|loss_mask\.npy|meta\.json)")
-_NPY_HEADER = re.compile(  # format version 1.0, as numpy writes it for an array that is not structured
-    rb"\x93NUMPY\x01\0..\{'descr': '([^']*)', 'fortran_order': (?:False|True), 'shape': \(([0-9, ]*)\), \} *\n",
-    re.DOTALL,
-)
 
 
 class DataError(UserError):
@@ -150,21 +139,18 @@ class Manifest:
         """The manifest in the bytes `raw` of manifest.json; `mark`: those of the completion mark beside it.
 
         Raises:
-            DataError: names `where`: altered, of another format version, or with names that are no file names.
+            DataError: names `where`: altered, of another format version, without a field or with one of another type,
+                or with names that are no file names.
         """
         if mark != completion_mark(raw):
             raise DataError(f"{where} does not match {MANIFEST_DIGEST_NAME}: it was altered after it was written")
-        fields = json.loads(raw)
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{where} has format version {fields.get('format_version')}, this code reads {FORMAT_VERSION}"
-            )
         try:
+            fields = parse_manifest(raw, FORMAT_VERSION)
             fields["shards"] = [ShardEntry(**s) for s in fields["shards"]]
             manifest = cls(**fields)
-            sources = {source["name"] for source in manifest.sources}
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{where} lacks a field or has one too many ({error}); prepare the data again") from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{where}: {error}; prepare the data again") from error
+        sources = {source["name"] for source in manifest.sources}
         for entry in manifest.shards:
             if entry.source not in sources:
                 raise DataError(
@@ -175,6 +161,8 @@ class Manifest:
                 raise DataError(
                     f"{where} lists a shard {entry.name!r} that data_prep did not name; prepare the data again"
                 )
+            if entry.num_samples * INDEX_DTYPE.itemsize > entry.index_size:
+                raise DataError(f"{where} lists {entry.name} with more samples than its index has room for")
         return manifest
 
 
@@ -216,15 +204,27 @@ def parse_index(raw: bytes, entry: ShardEntry, where: str) -> np.ndarray:
     """
     if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
         raise DataError(f"{where} does not match its sha256 in the manifest")
-    index = np.load(io.BytesIO(raw), allow_pickle=False)
-    if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
-        raise DataError(f"{where} holds {index.dtype} {index.shape}, not the index of {entry.num_samples} samples")
-    ends = index["offset"] + index["length"]
-    if (index["offset"] < 0).any() or (index["length"] <= 0).any() or (ends > entry.size).any():
+    header = _index_header(entry.num_samples)
+    if len(raw) != len(header) + entry.num_samples * INDEX_DTYPE.itemsize or not raw.startswith(header):
+        raise DataError(f"{where} is not the index of {entry.num_samples} samples")
+    index = np.frombuffer(raw, INDEX_DTYPE, entry.num_samples, len(header))
+    lasts = entry.size - index["length"]  # not offset + length, which may overflow
+    if (index["offset"] < 0).any() or (index["length"] <= 0).any() or (index["offset"] > lasts).any():
         raise DataError(f"{where} places samples outside the {entry.size} bytes of {entry.tar_name}")
+    if (index["tokens"] <= 0).any():
+        raise DataError(f"{where} lists samples without tokens")
     if int(index["tokens"].sum()) != entry.num_tokens:
         raise DataError(f"{where} adds up to {index['tokens'].sum()} tokens, the manifest says {entry.num_tokens}")
     return index
+
+
+def _index_header(num_samples: int) -> bytes:
+    """The one header that an index of so many samples has; nothing else that an .npy may hold is ever parsed."""
+    buffer = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(INDEX_DTYPE)
+    fields = {"descr": descr, "fortran_order": False, "shape": (num_samples,)}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
 
 
 def sample_digest(raw: bytes) -> np.ndarray:
@@ -242,63 +242,19 @@ def decode_sample(raw: bytes, where: str) -> PackedSample:
         DataError: members that do not make one sample, or arrays of another dtype or shape.
     """
     try:
-        members = _split_members(raw)
+        members = split_members(raw, _MEMBER)
         key = members[0][0].partition(".")[0]
         names = [name.removeprefix(f"{key}.") for name, _, _ in members]
         if names not in (["input_ids.npy", "cu_seqlens.npy", "meta.json"], list(MEMBER_NAMES)):
             raise ValueError(f"its members are {[name for name, _, _ in members]}")
         spans = {name: (start, end) for name, (_, start, end) in zip(names, members, strict=True)}
         meta = json.loads(raw[slice(*spans.pop("meta.json"))])
-        arrays = {name: _npy_view(raw, *span, name) for name, span in spans.items()}
+        arrays = {name: npy_view(raw, *span, name, (MEMBER_DTYPES[name],)) for name, span in spans.items()}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a packed sample ({error})") from error
     sample = PackedSample(key, arrays["input_ids.npy"], arrays["cu_seqlens.npy"], arrays.get("loss_mask.npy"), meta)
     _check_sample(sample, where)
     return sample
-
-
-def _split_members(raw: bytes) -> list[tuple[str, int, int]]:
-    """Name and byte range [start, end) of each tar member of `raw`.
-
-    Raises:
-        ValueError: there is none, or a header is not what data_prep writes (a plain file, nothing optional set).
-    """
-    members, position = [], 0
-    while position < len(raw) or not members:
-        header = raw[position : position + BLOCK]
-        name = header[:100].rstrip(b"\0")
-        size_field, checksum = header[124:136], header[148:156]
-        constant = header[100:124] + header[136:148] + header[156:]
-        expected = _CONSTANT_SUM + sum(name) + sum(size_field)
-        if constant != _CONSTANT_FIELDS or checksum != b"%06o\0 " % expected or not _SIZE.fullmatch(size_field):
-            raise ValueError(f"no header of a plain file at its byte {position}: {name.decode('ascii', 'replace')!r}")
-        if not _MEMBER.fullmatch(name):
-            raise ValueError(f"member {name.decode('ascii', 'replace')!r} has no name of a sample's part")
-        start = position + BLOCK
-        end = start + int(size_field[:11], 8)
-        position = end + -end % BLOCK
-        if position > len(raw):
-            raise ValueError(f"{name.decode()} is cut short")
-        members.append((name.decode(), start, end))
-    return members
-
-
-def _npy_view(raw: bytes, start: int, end: int, name: str) -> np.ndarray:
-    """The one-dimensional array of the .npy in raw[start:end].
-
-    Raises:
-        ValueError: another dtype or shape than the member must have, or pickled objects.
-    """
-    dtype = MEMBER_DTYPES[name]
-    header = _NPY_HEADER.match(raw, start, end)
-    if header is None or header.end() - start - 10 != int.from_bytes(raw[start + 8 : start + 10], "little"):
-        raise ValueError(f"{name} is not an .npy file of one plain array")
-    found, shape = header[1].decode(), header[2].decode()
-    length = (end - header.end()) // dtype.itemsize
-    if found != dtype.str or shape != f"{length}," or (end - header.end()) % dtype.itemsize:
-        objects = "; pickled objects are never loaded" if "O" in found else ""
-        raise ValueError(f"{name} must be {dtype} [n], its header says {found} ({shape}){objects}")
-    return np.frombuffer(raw, dtype, length, header.end())
 
 
 def _check_sample(sample: PackedSample, where: str) -> None:

@@ -80,4 +80,6 @@ def _kl_of_chunk(student: Tensor, teacher: Tensor, lm_head_weight: Tensor) -> _C
     log_ratio -= log_ratio.logsumexp(-1, keepdim=True)
     teacher_probs = log_ratio.exp()
     log_ratio -= student_log_probs
-    return _Chunk(torch.linalg.vecdot(teacher_probs, log_ratio), student_log_probs, teacher_probs, log_ratio)
+    # vecdot would form the product [C, V] first.
+    kl = torch.bmm(teacher_probs[:, None, :], log_ratio[:, :, None]).flatten()
+    return _Chunk(kl, student_log_probs, teacher_probs, log_ratio)

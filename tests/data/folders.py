@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.packing import Pack
-from data_prep.shard_writer import END_OF_TAR, ShardWriter, npy_bytes, write_file
+from data_prep.shard_writer import ShardWriter
 from pipeline.data.shard_format import (
     INDEX_DTYPE,
     MANIFEST_DIGEST_NAME,
@@ -17,6 +17,8 @@ from pipeline.data.shard_format import (
     completion_mark,
     sample_digest,
 )
+from pipeline.data.shard_io import END_OF_TAR, write_file
+from pipeline.data.tar_members import npy_bytes
 
 
 def finish_folder(

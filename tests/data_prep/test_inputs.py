@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.inputs import LEFT_OUT, InputFile, find_inputs
+from data_prep.readers.stored import open_stored
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
@@ -127,6 +128,54 @@ def test_what_cannot_be_found_is_named(tree: Path, given: str, message: str) -> 
     with pytest.raises(DataError, match=message) as caught:
         _find([given.format(tree=tree)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_blank_input_is_refused_and_not_the_working_directory(tree: Path, given: str) -> None:
+    with pytest.raises(DataError, match="source 'web' has a blank input"):
+        _find([tree, given])
+
+
+def test_every_spelling_of_a_file_is_the_same_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree.parent)
+    given = ["docs", "./docs/", tree, "docs/../docs", "docs//b.txt", "docs/./a/*.txt", f"file://{tree}", f"/{tree}"]
+    assert _names(given) == _names([tree])
+    assert [file.url for file in _find(given)[0]] == [file.url for file in _find([tree])[0]]
+
+
+def test_dots_behind_a_linked_folder_lead_where_the_system_says(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "far/sub").mkdir(parents=True)
+    (tmp_path / "far/b.txt").write_text("far")
+    (tree / "link").symlink_to(tmp_path / "far/sub")
+    assert [file.size for file in _find([f"{tree}/link/../b.txt"])[0]] == [3]
+
+
+ODD_NAMES = [
+    "a::b.txt",
+    "file:x.txt",
+    "[i].txt",
+    "zip:y.txt",
+    "memory:::z.txt",
+    "c#d.txt",
+    "g*h.txt",
+    "~t.txt",
+    "-d.txt",
+]
+
+
+def test_names_that_look_like_urls_and_globs_are_read_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x::y").mkdir()
+    for name in ODD_NAMES:
+        (tmp_path / "x::y" / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "x::y")
+    for given in (ODD_NAMES, [tmp_path / "x::y"]):
+        files = _find(given)[0]
+        assert [file.name for file in files] == sorted(ODD_NAMES)
+        for file in files:
+            with open_stored(file) as stored:
+                assert stored.read().decode() == file.name
 
 
 def test_folder_or_filter_that_leaves_nothing_is_refused(tree: Path) -> None:

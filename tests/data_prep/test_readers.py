@@ -4,22 +4,28 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from time import sleep
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.inputs import InputFile, find_inputs
 from data_prep.readers import Extent, InvalidDocument, RawDocument, inspect_input, read_documents
+from data_prep.readers.stored import CHUNK_BYTES, read_chunks
 from data_prep.sources import Conversations, Source
 from pipeline.data.shard_format import DataError
 
@@ -32,6 +38,7 @@ COMPRESS = {
     ".xz": lzma.compress,
 }
 SOURCE = Source("web")
+TWO_TEXTS = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
 MANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -88,6 +95,42 @@ def test_truncated_archive_is_an_error_not_a_short_input(tmp_path: Path, suffix:
     path.write_bytes(raw[:-20])
     with pytest.raises(DataError, match=f"d.{kind}{suffix} cannot be read as .*-compressed"):
         _read(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_damage_at_the_start_of_a_later_member_is_no_end_of_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"d.jsonl{suffix}"
+    first, second = (COMPRESS[suffix](_jsonl([text] * 100)) for text in "ab")
+    for number in range(3):  # the next byte is an option
+        damaged = bytearray(second)
+        damaged[number] ^= 1
+        for rest in (bytes(damaged), second[: number + 1]):
+            path.write_bytes(first + rest)
+            with pytest.raises(DataError, match=rf"d.jsonl{suffix} cannot be read as .*-compressed jsonl"):
+                _read(path)
+
+
+def test_zeros_between_xz_streams_count_as_padding_in_fours(tmp_path: Path) -> None:
+    path, part = tmp_path / "d.jsonl.xz", lzma.compress(_jsonl(["a"]))
+    for number in (4, 8, CHUNK_BYTES + 4):
+        path.write_bytes(part + bytes(number) + part + bytes(number))
+        assert _contents(path) == ["a", "a"]
+    for raw in (part + bytes(3) + part, part + bytes(5), bytes(4) + part):
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match="cannot be read as xz-compressed"):
+            _read(path)
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz"])
+def test_well_compressed_member_is_not_held_in_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"d.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix](bytes(64 << 20)))
+    tracemalloc.start()
+    try:
+        assert sum(map(len, read_chunks(_file(path)))) == 64 << 20
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_parquet_rows_in_order_over_many_groups(tmp_path: Path) -> None:
@@ -183,17 +226,22 @@ def test_nulls_and_bad_strings_of_a_table_are_counted(tmp_path: Path, name: str)
         ("a.json", b' [{"text": "x"},\n{"text": "y"}]', "a.json holds one JSON array"),
         ("b.parquet", {"body": ["x"]}, r"b.parquet has no column 'text' \(--text_field\); its columns: body"),
         ("b.arrow", {"body": ["x"]}, r"b.arrow has no column 'text' \(--text_field\); its columns: body"),
+        ("d.parquet", TWO_TEXTS, r"d.parquet has 2 columns named 'text' \(--text_field\); rename all but one"),
+        ("d.arrow", TWO_TEXTS, r"d.arrow has 2 columns named 'text' \(--text_field\); rename all but one"),
         ("c.parquet", {"text": [1]}, "column 'text' .* holds int64, not strings"),
     ],
 )
-def test_unusable_file_is_found_before_the_work(tmp_path: Path, name: str, content: bytes | dict, message: str) -> None:
+def test_unusable_file_is_found_before_the_work(
+    tmp_path: Path, name: str, content: bytes | dict | pa.Table, message: str
+) -> None:
     path = tmp_path / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
+    table = pa.table(content) if isinstance(content, dict) else content
+    if isinstance(table, bytes):
+        path.write_bytes(table)
     elif name.endswith("parquet"):
-        pq.write_table(pa.table(content), path)
+        pq.write_table(table, path)
     else:
-        _write_arrow(path, pa.table(content), 1)
+        _write_arrow(path, table, 1)
     with pytest.raises(DataError, match=message) as caught:
         inspect_input(_file(path), SOURCE, 1000)
     assert "\n" not in str(caught.value)
@@ -219,10 +267,61 @@ def test_truncated_or_damaged_arrow_is_refused(tmp_path: Path, stream: bool) -> 
         _read(path)
 
 
-def test_file_that_shrank_since_it_was_inspected_is_refused(tmp_path: Path) -> None:
+def _write_texts(path: Path, texts: list[str]) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    elif path.suffix == ".arrow":
+        _write_arrow(path, pa.table({"text": texts}), 1)
+    else:
+        path.write_bytes(COMPRESS[path.suffix if path.suffix in COMPRESS else ""](_jsonl(texts)))
+
+
+@pytest.mark.parametrize("name", ["d.txt", "d.jsonl", "d.jsonl.gz", "d.parquet", "d.arrow"])
+def test_file_that_changed_since_it_was_inspected_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    _write_texts(path, ["a", "b"])
+    inspected = path.stat()
+    extents = inspect_input(_file(path), SOURCE, 1 << 20).extents
+    changed = rf"input file://{path} changed while it was being read; run again"
+    reading = read_documents(extents[0], SOURCE, Counter())
+    assert next(reading)
+    os.utime(path, ns=(inspected.st_atime_ns, inspected.st_mtime_ns + 1))
+    with pytest.raises(DataError, match=changed):
+        list(reading)
+    _write_texts(path, ["c", "d"])  # of the same size
+    os.utime(path, ns=(inspected.st_atime_ns, inspected.st_mtime_ns + 1))
+    with pytest.raises(DataError, match=changed):
+        list(read_documents(extents[0], SOURCE, Counter()))
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read as"):
+        list(read_documents(extents[0], SOURCE, Counter()))
+
+
+def test_file_that_changes_while_it_is_inspected_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(_jsonl(["a"]))
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(lambda: [os.utime(path, ns=(1, 1000 * n)) or sleep(0.001) for n in range(500)])
+        with pytest.raises(DataError, match="changed while it was being read"):
+            while not done.done():
+                inspect_input(_file(path), SOURCE, 1)
+
+
+def test_remote_file_that_changed_is_refused() -> None:
+    files = MemoryFileSystem()
+    files.pipe("/changing/d.jsonl", _jsonl(["a"]))
+    (file,) = find_inputs(Source("web", ["memory://changing/d.jsonl"]))[0]
+    extents = inspect_input(file, SOURCE, 1).extents
+    assert [d.content for d in read_documents(extents[0], SOURCE, Counter())] == ["a"]
+    files.pipe("/changing/d.jsonl", _jsonl(["b"]))
+    with pytest.raises(DataError, match=r"memory:/+changing/d\.jsonl changed while it was being read"):
+        list(read_documents(extents[0], SOURCE, Counter()))
+
+
+def test_extent_beyond_the_end_of_the_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(_jsonl(["a", "b", "c"]))
-    extents = inspect_input(_file(path), SOURCE, 1).extents
+    extents = [replace(extent, version=None) for extent in inspect_input(_file(path), SOURCE, 1).extents]
     path.write_bytes(_jsonl(["a", "b"]))
     with pytest.raises(DataError, match="shorter than when it was first read"):
         _read(path, extents=extents)

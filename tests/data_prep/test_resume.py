@@ -53,9 +53,9 @@ def whole(corpus: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize(
     ("function", "number", "dedup"),
     [
-        ("data_prep.shard_writer:_OpenShard._put", 20, "count"),  # in the middle of a shard
-        ("data_prep.shard_writer:_publish", 1, "count"),  # before the rename of the first file
-        ("data_prep.shard_writer:_publish", 6, "count"),  # of one that follows others
+        ("pipeline.data.shard_io:OpenShard._put", 20, "count"),  # in the middle of a shard
+        ("pipeline.data.shard_io:publish", 1, "count"),  # before the rename of the first file
+        ("pipeline.data.shard_io:publish", 6, "count"),  # of one that follows others
         ("data_prep.units:_save_leftovers", 2, "count"),
         ("data_prep.receipts:UnitReceipt.save", 3, "count"),
         ("data_prep.prepare:process_leftovers", 1, "count"),
@@ -163,22 +163,3 @@ def test_error_on_an_mpi_rank_is_one_line_and_ends_them_all(tiny_tokenizer: Path
     done = _mpiexec(3, sys.executable, str(LAUNCHER), *where, "--output", str(tmp_path / "out"), "--mpi", "true")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode != 0 and len(errors) == 1 and "a.parquet cannot be read as parquet" in errors[0], done.stderr
-
-
-@pytest.mark.parametrize("way", ["two workers", "MPI"])
-def test_ctrl_c_ends_every_process_and_the_folder_goes_on(
-    corpus: Path, tiny_tokenizer: Path, tmp_path: Path, whole: Callable, way: str
-) -> None:
-    output = tmp_path / "out"
-    arguments = [sys.executable, str(LAUNCHER), *flags(corpus, tiny_tokenizer, output)]
-    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
-    command = [mpiexec, "-n", "3", *arguments, "--mpi", "true"] if way == "MPI" else [*arguments, "--num_workers", "2"]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (output / UNITS_FOLDER / "plan.json").is_file():
-        assert run.poll() is None and time.monotonic() < deadline, "the run ended before it could be interrupted"
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    _, errors = run.communicate(timeout=20)
-    assert run.returncode != 0 and "interrupted; run again to go on" in errors and "Traceback" not in errors, errors
-    subprocess.run(arguments, check=True, capture_output=True, timeout=60)
-    assert content(output) == content(whole("count"))

@@ -1,11 +1,16 @@
-"""The YAML of sources: what it means, and every mistake named in one line."""
+"""The YAML of sources, and folders as datasets: what they mean, and every mistake named in one line."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 
+from data_prep.hf_datasets import dataset_inputs
 from data_prep.sources import Conversations, DatasetSource, Source, load_sources
 from pipeline.data.shard_format import DataError
+
+BAD_TAGS = ["int abc", "int ''", "float x", "bool abc", "timestamp x", "map abc", "map [a]", "binary é"]
 
 
 def _load(tmp_path: Path, text: str) -> list[Source]:
@@ -62,6 +67,11 @@ def test_every_setting_and_paths_relative_to_the_file(tmp_path: Path) -> None:
         ("{name: a, inputs: [x], weight: .nan}", "weight must be > 0, found nan"),
         ("{name: a, inputs: [x], weight: true}", "weight: expected a number, found True"),
         ("{name: a, inputs: [x], weight: '1'}", "weight: expected a number, found '1'"),
+        ("{name: a, inputs: [x], weight: 1" + "0" * 400 + "}", "weight: the number is too large"),
+        ("{name: a, inputs: ['']}", "source 'a': inputs: an entry is blank"),
+        ("{name: a, inputs: [x, ' ']}", "source 'a': inputs: an entry is blank"),
+        ("{name: a, inputs: [x], weight: 2024-13-45}", "cannot be read as YAML (month must be in 1..12)"),
+        *((f"{{name: a, inputs: [x], weight: !!{tag} }}", "cannot be read as YAML") for tag in BAD_TAGS),
         ("{name: a, inputs: [x], min_bytes: -1}", "min_bytes must be >= 0"),
         ("{name: a, inputs: [x], extensions: [txt]}", "extensions begin with a dot, found 'txt'"),
         ("{name: a, inputs: [x]}, {name: a, inputs: [y]}", "two sources are called 'a'"),
@@ -94,3 +104,59 @@ def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         load_sources(tmp_path / "none.yaml")
     with pytest.raises(DataError, match="is not a regular file"):
         load_sources(tmp_path)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for `load_dataset`, of which it reads everything."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "rows"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("b.jsonl", "c.jsonl", ".git/x.txt"):
+        (folder / name).write_text("\n".join(json.dumps({"text": f"{name} {n}"}) for n in range(3)))
+    (folder / "README.md").write_text("rows")
+    (folder / "dataset_infos.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("name", ["a.txt", "deep/a.csv", "a.jsonl.gz", "train.jsonl"])
+def test_folder_of_which_a_dataset_reads_a_part_only_is_refused(
+    rows: Path, tmp_path: Path, name: str, streaming: bool
+) -> None:
+    source = Source("hf", dataset=DatasetSource(str(rows), streaming=streaming))
+    assert dataset_inputs(source, tmp_path / "spool", 1000)
+    (rows / name).parent.mkdir(exist_ok=True)
+    (rows / name).write_text('{"text": "more"}')
+    left_out = "b.jsonl, c.jsonl" if name == "train.jsonl" else name
+    if name == "a.jsonl.gz":  # read like its neighbours
+        (rows / name).write_bytes(gzip.compress(b'{"text": "more"}'))
+        assert dataset_inputs(source, tmp_path / "other", 1000)
+        return
+    with pytest.raises(DataError, match=f"source 'hf': `dataset` would leave out {left_out} of .*; `inputs` reads"):
+        dataset_inputs(source, tmp_path / "other", 1000)
+    (rows / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: b.jsonl\n---\n")
+    assert dataset_inputs(source, tmp_path / "chosen", 1000)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"request": 1}',
+        b'{"request": {}, "num_rows": 3, "is_finished": true}',
+        b"[" * 100_000,
+    ],
+)
+def test_spool_with_a_damaged_state_is_written_again(rows: Path, tmp_path: Path, damage: bytes) -> None:
+    source, spool = Source("hf", dataset=DatasetSource(str(rows), streaming=True)), tmp_path / "spool"
+    files = dataset_inputs(source, spool, 50)
+    content = {path.name: path.read_bytes() for path in spool.iterdir()}
+    (spool / "hf.json").write_bytes(damage)
+    assert dataset_inputs(source, spool, 50) == files
+    (spool / "hf-00001.jsonl").unlink()
+    assert dataset_inputs(source, spool, 50) == files
+    assert {path.name: path.read_bytes() for path in spool.iterdir()} == content

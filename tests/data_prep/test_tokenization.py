@@ -108,7 +108,7 @@ def _broken(folder: Path, tiny: Path, kind: str) -> str:
     ("kind", "message"),
     [
         ("no tokenizer", "holds no tokenizer.json"),
-        ("not json", "is not JSON"),
+        ("not json", "is not a JSON object"),
         ("not a tokenizer", "is not a tokenizer"),
         ("no eos", "--append_eos: no usable eos_token .* pass --append_eos false"),
         ("unknown eos", "--append_eos: .*found </s>"),

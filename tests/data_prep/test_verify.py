@@ -1,16 +1,21 @@
 """`python -m data_prep.verify` finds every kind of fault, and names it."""
 
+import copy
 import hashlib
 import io
 import json
+import operator
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,9 +27,11 @@ from hypothesis import strategies as st
 from data_prep import shard_writer
 from data_prep.manifest import complete_folder
 from data_prep.packing import Pack
+from data_prep.piece_ledger import PieceLedger
 from data_prep.run_info import check_run_info, write_run_info
+from data_prep.stats import collect_stats
 from data_prep.verify import main, sample_folder, verify_folder
-from pipeline.data.shard_format import FORMAT_VERSION, DataError, Manifest
+from pipeline.data.shard_format import FORMAT_VERSION, DataError, Manifest, completion_mark
 from tests.data_prep.hand_packed import pack, whole, write_folder
 
 Edit = Callable[[Manifest], None]
@@ -288,6 +295,70 @@ def test_manifest_that_does_not_match_the_shards(folder: Path, edit: Edit, messa
         verify_folder(folder)
 
 
+def _reseal(folder: Path, raw: bytes) -> None:
+    (folder / "manifest.json").write_bytes(raw)
+    (folder / "manifest.json.sha256").write_bytes(completion_mark(raw))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * 200_000, b"[]", b"{", b"\xff", b'"x"', b"1" * 5000, b'{"a":' * 500 + b"1" + b"}" * 500]
+)
+def test_what_is_no_manifest_is_refused_by_name(folder: Path, raw: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    _reseal(folder, raw)
+    assert main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert f"{folder}/manifest.json: it is no" in error and error.count("\n") == 1
+
+
+WRONG_VALUES = [
+    None,
+    -1,
+    10**30,
+    "x",
+    [],
+    {},
+    [None],
+    True,
+    1.5,
+    float("nan"),
+    "a\x1b]0;x\x07",
+    "\ud800",
+    {"x": {"y": 1}},
+]
+
+
+def _paths(value: object, path: tuple = ()) -> Iterator[tuple]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from _paths(inner, (*path, key))
+
+
+def test_no_value_of_any_type_in_the_manifest_is_more_than_one_line(tmp_path: Path) -> None:
+    """Every field in turn takes every wrong value, or is taken away; all three readers accept it or name the fault."""
+    dropped = {"files": {"hidden": 1}, "documents": {"empty": 2}, "tokens": {"tail": 1}}
+    write_folder(tmp_path / "f", [(0, "text", [_pack("0")])], seq_len=8, sources={"text": {"dropped": dropped}})
+    folder, num_refused = tmp_path / "f", 0
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["inputs"] = [{"source": "text", "name": "a", "format": "text", "size": 1, "sha256": "0", "dropped": {}}]
+    for path in [path for path in _paths(manifest) if path[0] != "packing"]:
+        for value in [*WRONG_VALUES, ...]:
+            changed = copy.deepcopy(manifest)
+            holder = reduce(operator.getitem, path[:-1], changed)
+            if value is ...:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = value
+            _reseal(folder, (json.dumps(changed, indent=1, sort_keys=True) + "\n").encode())
+            for check in (verify_folder, lambda folder: sample_folder(folder, 2, 0), collect_stats):
+                try:
+                    check(folder)
+                except DataError as error:
+                    num_refused += 1
+                    assert str(error).startswith(str(folder))
+    assert num_refused > 1000
+
+
 def _piece(**changes: object) -> list[dict]:
     return [whole("a", 5) | changes, whole("b", 3)]
 
@@ -305,6 +376,7 @@ def _piece(**changes: object) -> list[dict]:
         ({"documents": _piece(start=-1, end=4)}, "meta.json says tokens -1 to 4"),
         ({"documents": _piece(tokens="5")}, "lists a document without id, start, end, tokens or origin"),
         ({"documents": _piece(id=None)}, "lists a document without id"),
+        ({"documents": _piece(origin={"bytes": True})}, "says that document a has True bytes"),
         ({"documents": _piece()[:1]}, "meta.json must list the 2 documents"),
         ({"loss_mask": MASK * 2}, "loss_mask holds 2"),
         ({"loss_mask": MASK[:5]}, r"loss_mask must be uint8 \[8\]"),
@@ -349,6 +421,16 @@ def test_tokens_that_the_manifest_says_were_dropped_may_lack(tmp_path: Path) -> 
     verify_folder(tmp_path)
 
 
+def test_long_document_of_many_pieces_costs_time_by_their_number() -> None:
+    ledger, number = PieceLedger(), 100_000
+    began = time.process_time()
+    for start in range(number):
+        ledger.add("text", whole("long", number, start=start, end=start + 1), "here")
+    assert time.process_time() - began < 2
+    ledger.end_shard("shard")
+    ledger.finish({})
+
+
 def test_keys_out_of_order_are_found(tmp_path: Path) -> None:
     manifest = write_folder(tmp_path, [(3, "text", [_pack("0")])], seq_len=8)
     for suffix in (".tar", ".idx.npy"):
@@ -373,7 +455,7 @@ def _newer_npy(_: str, content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-MEMBER = shard_writer._tar_member
+MEMBER = shard_writer.tar_member
 
 
 @pytest.mark.parametrize(
@@ -397,15 +479,15 @@ def test_hostile_or_foreign_content_with_correct_digests_is_refused(
         return member(name, content) if name.endswith("input_ids.npy") else MEMBER(name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "_tar_member", foreign)
+        patch.setattr(shard_writer, "tar_member", foreign)
         write_folder(tmp_path, [(0, "text", [_pack("0")])], seq_len=8)
     with pytest.raises(DataError, match=message):
         verify_folder(tmp_path)
 
 
 def _symbolic_link(name: str) -> bytes:
-    link = shard_writer.tarfile.TarInfo(name.split(".")[0] + ".link.npy")
-    link.type, link.linkname = shard_writer.tarfile.SYMTYPE, "/etc/passwd"
+    link = tarfile.TarInfo(name.split(".")[0] + ".link.npy")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     return link.tobuf()
 
 

@@ -1,4 +1,4 @@
-"""How the tools that look at a data folder end: 0, or 1 with one line on stderr."""
+"""How the tools that look at a folder of shards end: 0, or 1 with one line on stderr."""
 
 import os
 import sys
