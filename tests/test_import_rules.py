@@ -16,8 +16,17 @@ MODULES = {
 LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     **{m: {"jsonargparse"} for m in MODULES if m.startswith("pipeline.config")},
-    "pipeline.data.shard_format": {"numpy"},
+    "pipeline.exit_codes": set(),
+    "pipeline.data.sealed_json": set(),
+    "pipeline.data.manifest_fields": set(),
+    **{f"pipeline.data.{m}": {"numpy"} for m in ("shard_format", "shard_io", "tar_members")},
+    **{f"pipeline.teacher.{m}": {"numpy"} for m in ("signals", "bit_packing")},
+    **{f"pipeline.teacher.cache_{m}": {"numpy"} for m in ("format", "listing", "claims", "writer")},
     "pipeline.attention.window": {"numpy"},
+}
+TEACHER_CACHE = {  # the cache folder: no torch, no model
+    *(m for m in MODULES if m == "pipeline.teacher.cache" or m.startswith("pipeline.teacher.cache_")),
+    *("pipeline.teacher.verify", "pipeline.teacher.inspect"),
 }
 ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.errors": set(),
@@ -31,7 +40,19 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed")
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
-    "data_prep": {"pipeline.errors", "pipeline.data.shard_format"},
+    "pipeline.exit_codes": {"pipeline.errors"},
+    "pipeline.teacher.bit_packing": set(),
+    "pipeline.teacher.signals": {"pipeline.errors", "pipeline.teacher.bit_packing"},
+    **dict.fromkeys(
+        TEACHER_CACHE,
+        TEACHER_CACHE
+        | {"pipeline.errors", "pipeline.exit_codes", "pipeline.data"}
+        | {"pipeline.losses.positions", "pipeline.teacher.signals"},
+    ),
+    "data_prep": {
+        *("pipeline.errors", "pipeline.exit_codes"),
+        *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
+    },
 }
 FORBIDDEN = {"pipeline.evaluation": {"pipeline.training"}, "pipeline": {"launchers", "data_prep"}}
 

@@ -1,0 +1,198 @@
+"""The teacher cache's contract: what its files are called and hold. numpy only, no torch.
+
+A cache folder belongs to one data folder and mirrors its shards. It holds
+    teacher.json        the teacher, the data, the signal and which positions have one (TeacherInfo); written first
+    {shard}.tar         of every sample of the data's shard, in its order, under its key: {key}.positions.npy int32
+                        [M], rising, then the signal's members (pipeline/teacher/signals.py); M may be 0
+    {shard}.idx.npy     INDEX_DTYPE [num_samples]; `tokens` counts positions. The shard is complete iff this is there
+    shards.json         size and sha256 of every file; written when all shards are complete
+    shards.json.sha256  written last: the cache is finished iff it is there and matches
+    run.json            what may differ between equal runs (time, host, ranks)
+
+The signal at position p, counted from 0 in the sample, is the teacher's prediction of token p + 1, which is of the same
+document. All files but run.json are determined by the data, the teacher and the settings. A cache that is not finished
+may be read shard by shard; `.work/` is what its writers need.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from pipeline.data.sealed_json import load_sealed, seal
+from pipeline.data.shard_format import DataError, PackedSample
+from pipeline.data.shard_io import write_file
+from pipeline.data.tar_members import npy_bytes, npy_view, split_members, tar_member
+from pipeline.errors import UserError
+from pipeline.losses.positions import supervised_positions
+from pipeline.teacher.signals import Members, SignalSpec, spec_from_json, spec_to_json
+
+CACHE_FORMAT_VERSION = 1
+TEACHER_NAME = "teacher.json"
+WORK_FOLDER = ".work"
+POSITIONS_NAME = "positions.npy"
+MEMBER_DTYPES = tuple(map(np.dtype, ("|u1", "|i1", "<u2", "<i4", "<f2", "<f4")))
+MAX_BUDGET = (1 << 31) - 1  # positions are int32
+REMEDY = "restore the file, or delete the shard's two files and run launchers/cache_teacher.py again"
+
+Policy = Literal["all", "past_budget"]
+_MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z_]+\.npy")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class PositionPolicy:
+    """Which positions have a signal: those that are supervised with a lossless budget of `min_budget`.
+
+    Raises:
+        UserError: at construction: `all` with a budget, another policy, a negative budget.
+    """
+
+    policy: Policy
+    min_budget: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise UserError(f"positions policy {self.policy!r}: there are {', '.join(get_args(Policy))}")
+        if type(self.min_budget) is not int or not 0 <= self.min_budget <= MAX_BUDGET:
+            raise UserError(f"positions min_budget {self.min_budget!r}: an integer from 0 to {MAX_BUDGET} is needed")
+        if self.policy == "all" and self.min_budget != 0:
+            raise UserError(f"positions min_budget {self.min_budget}: policy all has 0; past_budget takes a budget")
+
+    def select(self, sample: PackedSample) -> np.ndarray:
+        """The sample's positions that have a signal, int32 [M], rising."""
+        return supervised_positions(sample.cu_seqlens, self.min_budget, sample.loss_mask).astype(np.int32)
+
+    def covers(self, budget: int) -> bool:
+        """Whether all that is supervised with a lossless budget of `budget` has a signal."""
+        return budget >= self.min_budget
+
+    def __str__(self) -> str:
+        return "all" if self.policy == "all" else f"{self.policy} with min_budget {self.min_budget}"
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """teacher.json. Equal for equal settings.
+
+    `teacher_sha256` names the teacher's weights and config, `tokenizer_sha256` the data's tokenizer, `data_sha256` the
+    data (PackedDataset.fingerprint), all hex; `teacher_name` is for people.
+    """
+
+    teacher_name: str
+    teacher_sha256: str
+    tokenizer_sha256: str
+    data_sha256: str
+    signal: SignalSpec
+    positions: PositionPolicy
+    compression: Literal["none"] = "none"
+    format_version: int = CACHE_FORMAT_VERSION
+
+    def to_json(self) -> dict:
+        """The fields as JSON types."""
+        positions = {"policy": self.positions.policy, "min_budget": self.positions.min_budget}
+        return {**vars(self), "signal": spec_to_json(self.signal), "positions": positions}
+
+    def to_bytes(self) -> bytes:
+        """The content of teacher.json."""
+        return seal(self.to_json())
+
+    def save(self, folder: Path) -> None:
+        """Writes teacher.json atomically."""
+        write_file(folder / TEACHER_NAME, self.to_bytes())
+
+    @classmethod
+    def load(cls, folder: Path) -> "TeacherInfo":
+        """Reads and checks teacher.json.
+
+        Raises:
+            DataError: it is missing, altered, of another format version, or says what no cache can.
+        """
+        if not (folder / TEACHER_NAME).is_file():
+            raise DataError(f"{folder} is no teacher cache: it has no {TEACHER_NAME}; make one with "
+                            f"launchers/cache_teacher.py")  # fmt: skip
+        path = folder / TEACHER_NAME
+        fields = load_sealed(path)
+        if fields.get("format_version") != CACHE_FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {fields.get('format_version')}, this code reads {CACHE_FORMAT_VERSION}"
+            )
+        try:
+            fields["signal"] = spec_from_json(fields["signal"])
+            fields["positions"] = PositionPolicy(**fields["positions"])
+            info = cls(**fields)
+        except (TypeError, KeyError, UserError) as error:
+            raise DataError(f"{path} does not describe a teacher cache ({error})") from error
+        hashes = (info.teacher_sha256, info.tokenizer_sha256, info.data_sha256)
+        if not all(isinstance(value, str) and _SHA256.fullmatch(value) for value in hashes):
+            raise DataError(f"{path} does not describe a teacher cache: a fingerprint is not 64 hex digits")
+        if info.compression != "none" or not isinstance(info.teacher_name, str):
+            raise DataError(f"{path} asks for compression {info.compression!r}, this code reads none")
+        return info
+
+
+FINGERPRINTS = ("teacher_sha256", "tokenizer_sha256", "data_sha256")
+
+
+def check_same(found: TeacherInfo, asked: TeacherInfo, where: str) -> None:
+    """Refuses to take a cache for another one; the fingerprints are named first.
+
+    Args:
+        found: what the cache says.
+        asked: what it should be.
+        where: names the cache in the error.
+
+    Raises:
+        DataError: names every field that differs with both values.
+    """
+    old, new = dict(_flat(found.to_json())), dict(_flat(asked.to_json()))
+    names = [*FINGERPRINTS, *sorted((old.keys() | new.keys()) - set(FINGERPRINTS))]
+    differing = [f"{n} is {old.get(n)}, not {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+    if differing:
+        raise DataError(f"{where} is another cache: {'; '.join(differing)}; name another folder or the same settings")
+
+
+def _flat(fields: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def encode_cached_sample(key: str, positions: np.ndarray, members: Members) -> bytes:
+    """The sample's tar members: positions, then `members` (by file name, without the key) in their order."""
+    parts = {POSITIONS_NAME: positions, **members}
+    return b"".join(tar_member(f"{key}.{name}", npy_bytes(array)) for name, array in parts.items())
+
+
+def decode_cached_sample(raw: bytes, where: str) -> tuple[str, np.ndarray, Members]:
+    """Key, positions (int32 [M]) and the signal's arrays by file name of one sample, from its byte range in a tar.
+
+    Takes the very members that the writer writes and nothing else a tar or an .npy may hold: no paths, no links, no
+    pickled objects, no other dtype. The arrays are read-only views of `raw`.
+
+    Raises:
+        DataError: names `where`: members that do not make one sample, or positions that do not rise from 0.
+    """
+    try:
+        spans = split_members(raw, _MEMBER)
+        key = spans[0][0].partition(".")[0]
+        names = [name.removeprefix(f"{key}.") for name, _, _ in spans]
+        if names[0] != POSITIONS_NAME or len(set(names)) != len(names) or any(name.count(".") != 1 for name in names):
+            raise ValueError(f"its members are {[name for name, _, _ in spans]}")
+        members = {
+            name: npy_view(raw, start, end, name, MEMBER_DTYPES, dims=2)
+            for name, (_, start, end) in zip(names, spans, strict=True)
+        }
+        positions = members.pop(POSITIONS_NAME)
+        if positions.dtype != np.int32 or positions.ndim != 1:
+            raise ValueError(f"{POSITIONS_NAME} must be int32 [M], it is {positions.dtype} {list(positions.shape)}")
+        if len(positions) and (positions[0] < 0 or (positions[1:] <= positions[:-1]).any()):
+            raise ValueError(f"{POSITIONS_NAME} does not rise from 0 or more")
+    except ValueError as error:
+        raise DataError(f"{where}: not a sample of a teacher cache ({error})") from error
+    return key, positions, members
