@@ -127,6 +127,7 @@ def test_special_token_in_a_document_stays_text_unless_asked(tmp_path: Path, run
     assert (special == 1).sum() == 2
 
 
+@pytest.mark.slow
 def test_a_long_document_is_streamed_and_packed_like_a_short_one(
     tmp_path: Path, tiny_tokenizer: Path, run_prepare: Prepare
 ) -> None:

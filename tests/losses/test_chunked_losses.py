@@ -99,6 +99,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_under_an_eighth_of_the_two_full_logit_tensors():
     grown = int(subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, timeout=120).stdout)
     print(f"peak grew by {grown / 2**20:.0f} MiB; two full logit tensors: {2 * 4096 * 49152 * 4 / 2**20:.0f} MiB")

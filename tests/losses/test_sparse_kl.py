@@ -228,6 +228,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_extraction_and_losses_never_hold_positions_by_vocabulary():
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed blocks go back at once: no fragments are counted
     run = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, timeout=120, env=exact)
