@@ -1,0 +1,43 @@
+"""Runs the full-attention teacher once over packed data; train.py --teacher_cache then distils without it.
+
+    python launchers/cache_teacher.py --model MODEL --data DATA --output CACHE --signal hidden --dry_run
+    deepspeed --num_gpus 8 launchers/cache_teacher.py --model MODEL --data DATA --output CACHE --signal hidden
+    torchrun --nproc_per_node 8 -- launchers/cache_teacher.py ...    (with the --, or it takes --signal for its own)
+    srun python launchers/cache_teacher.py ...                       (also: mpiexec -n 8, job arrays, by hand)
+
+Processes find their work by locks on the missing shards, so they may be of several jobs, and may come and go. The same
+command again does what is missing. Wrong input ends with one line and exit code 2.
+"""
+
+from pipeline.config import TeacherCacheConfig, parse_cli
+from pipeline.errors import run_cli
+from pipeline.evaluation.ranks import find_rank
+from pipeline.teacher.capture_plan import plan_capture
+from pipeline.teacher.capture_size import check_space, describe_plan, free_bytes
+
+
+def main() -> None:
+    config = parse_cli(TeacherCacheConfig)
+    ranks = find_rank()
+    plan = plan_capture(config)
+    if config.dry_run:
+        if ranks.rank == 0:
+            print(describe_plan(plan))
+        return
+    check_space(plan, free_bytes(config.output))
+
+    from pipeline.teacher.capture import run_capture  # torch and transformers: seconds
+
+    outcome = run_capture(plan, ranks.rank, ranks.world_size, ranks.local_rank)
+    print(f"wrote {outcome.num_shards} shards: {outcome.num_positions} positions, {outcome.num_bytes} bytes")
+    if outcome.num_left:
+        print(
+            f"{config.output} lacks {outcome.num_left} shards, which other processes work on; the last of them "
+            f"completes it. Should one of them die, run the same command again"
+        )
+    else:
+        print(f"{config.output} is complete")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,73 @@
+"""Settings of launchers/cache_teacher.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.parsing import require
+
+DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED = "bfloat16", 50, 50, 0
+# A constant, not a function of the machine: the bytes of a cache depend on it.
+DEFAULT_CHUNK_SIZE = 256
+_SIGNALS_OF_FLAG = {
+    "dtype": ("hidden",),
+    "k": ("topk",),
+    "num_draws": ("sampled",),
+    "seed": ("sampled",),
+    "chunk_size": ("topk", "sampled"),
+}
+
+
+@dataclass
+class TeacherCacheConfig:
+    """Run the full-attention teacher once over packed data and keep what distillation needs of it.
+
+    Any number of processes share the shards out among themselves, under deepspeed, torchrun, srun or mpiexec, or
+    started one by one. The same command again does what is missing.
+    """
+
+    model: str
+    """Teacher, which is the base that will be distilled: a local folder or a hub id."""
+    data: str
+    """Packed data written by launchers/prepare.py: a folder, or its URL (s3://, gs://, any that fsspec reads)."""
+    output: Path
+    """Cache folder to write or to go on with, on a file system."""
+    signal: Literal["hidden", "topk", "sampled"]
+    """`hidden`: final hidden states, exact. `topk`: the most probable tokens and the tail's mass. `sampled`: draws."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    """hidden: how a hidden state is stored; int8 has one scale a position. Default: bfloat16."""
+    k: int | None = None
+    """topk: tokens a position. Default: 50."""
+    num_draws: int | None = None
+    """sampled: draws a position. Default: 50."""
+    seed: int | None = None
+    """sampled: seeds the draws. Default: 0."""
+    min_budget: int = 0
+    """Leave out the first so many tokens of each document: the smallest lossless budget that training will draw.
+    0: every position that can be supervised."""
+    base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """dtype that the teacher computes in: --train.base_dtype of the training to come."""
+    chunk_size: int | None = None
+    """topk, sampled: positions whose logits exist at one time. Another one may change last digits. Default: 256."""
+    data_cache: Path | None = None
+    """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
+    data_cache_bytes: int = 100_000_000_000
+    """Bound on that folder; the shards that were not read for the longest time make room."""
+    dry_run: bool = False
+    """Only say how many positions and bytes it would be; reads the data, not the model's weights."""
+    local_rank: int = -1
+    """Set by the deepspeed launcher."""
+
+    def __post_init__(self) -> None:
+        for name, signals in _SIGNALS_OF_FLAG.items():
+            value = getattr(self, name)
+            require(
+                value is None or self.signal in signals,
+                f"--{name} {value}: has no meaning for --signal {self.signal}, only for {' and '.join(signals)}",
+            )
+        for name, least in (("k", 1), ("num_draws", 1), ("seed", 0), ("chunk_size", 1), ("data_cache_bytes", 1)):
+            value = getattr(self, name)
+            require(value is None or value >= least, f"--{name}: must be >= {least}, found {value}")
+        require(self.min_budget >= 0, f"--min_budget: must be >= 0, found {self.min_budget}")
+        # A Path has one slash of a URL's two.
+        require(":/" not in str(self.output), f"--output {self.output}: a cache is written to a file system, not a URL")

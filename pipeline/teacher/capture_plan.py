@@ -1,0 +1,137 @@
+"""A teacher cache before any token is computed: what is asked for, checked against the files it names. No torch."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+from pipeline.config import TeacherCacheConfig, require
+from pipeline.config.teacher import DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.shard_format import PackedSample, ShardEntry, tokenizer_fingerprint
+from pipeline.errors import UserError
+from pipeline.model.files import find_tokenizer_json, holds_memories_alone
+from pipeline.teacher.cache_claims import missing_shards
+from pipeline.teacher.cache_format import TEACHER_NAME, PositionPolicy, TeacherInfo, check_same
+from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """A checked configuration with what was read to check it."""
+
+    config: TeacherCacheConfig
+    dataset: PackedDataset
+    signal: SignalSpec
+    positions: PositionPolicy
+
+    def describe_cache(self, teacher_sha256: str) -> TeacherInfo:
+        """teacher.json. The name says what the teacher computes in, so that no cache mixes two of them."""
+        model = Path(self.config.model)
+        name = model.resolve().name if model.is_dir() else model.name
+        return TeacherInfo(
+            teacher_name=f"{name} in {self.config.base_dtype}",
+            teacher_sha256=teacher_sha256,
+            tokenizer_sha256=self.dataset.manifest.tokenizer_sha256,
+            data_sha256=self.dataset.fingerprint,
+            signal=self.signal,
+            positions=self.positions,
+        )
+
+    def samples_of(self, entry: ShardEntry) -> Iterator[PackedSample]:
+        """The samples of one of the data's shards, in order.
+
+        Raises:
+            DataError: a sample cannot be read or is damaged.
+        """
+        first = self._first_sample[entry.name]
+        return (self.dataset[index] for index in range(first, first + entry.num_samples))
+
+    @cached_property
+    def _first_sample(self) -> dict[str, int]:
+        counts = [entry.num_samples for entry in self.dataset.manifest.shards]
+        names = [entry.name for entry in self.dataset.manifest.shards]
+        return dict(zip(names, accumulate(counts, initial=0), strict=False))  # the last sum is of no shard
+
+    @property
+    def missing(self) -> list[ShardEntry]:
+        """The data's shards that --output does not have."""
+        return missing_shards(self.config.output, self.dataset.manifest)
+
+
+def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
+    """Checks the configuration against the files it names.
+
+    Raises:
+        UserError: one line that names the flag or file, what was found and what would work.
+    """
+    tokenizer = find_tokenizer_json(config.model)
+    settings = read_model_config(config.model)
+    dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
+    require(len(dataset) > 0, f"--data {config.data} holds no samples")
+    expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
+    require(
+        expected == found,
+        f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name} ({expected[:12]}), which is not "
+        f"the tokenizer of --model {config.model} ({found[:12]}); prepare the data with --tokenizer {config.model}",
+    )
+    seq_len = dataset.manifest.seq_len
+    require(
+        config.min_budget + 2 <= seq_len,
+        f"--min_budget {config.min_budget}: --data {config.data} has sequence length {seq_len}, so no position would "
+        f"be left; give at most {seq_len - 2}",
+    )
+    policy = PositionPolicy("past_budget", config.min_budget) if config.min_budget else PositionPolicy("all")
+    plan = CapturePlan(config, dataset, _choose_signal(config, settings), policy)
+    _check_output(plan)
+    return plan
+
+
+def _check_output(plan: CapturePlan) -> None:
+    """Refuses the cache of other data or settings; the weights are compared by who may read them."""
+    output = plan.config.output
+    require(output.is_dir() or not output.exists(), f"--output {output} is a file; name a folder")
+    if (output / TEACHER_NAME).is_file():
+        found = TeacherInfo.load(output)
+        check_same(found, plan.describe_cache(found.teacher_sha256), f"--output {output}")
+
+
+def read_model_config(model: str) -> dict:
+    """config.json of a base.
+
+    Raises:
+        UserError: it cannot be read, or is of a model with memories, whose base is the teacher.
+    """
+    folder = Path(model)
+    try:
+        if folder.is_dir():
+            path = folder / "config.json"
+        else:
+            from huggingface_hub import hf_hub_download  # only for hub ids
+
+            path = Path(hf_hub_download(model, "config.json"))
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: config.json cannot be read: {' '.join(str(error).split())}") from error
+    has_memories = isinstance(settings, dict) and settings.get("ahn") is not None
+    require(
+        not has_memories and not holds_memories_alone(folder),
+        f"--model {model} is an AHN model, the teacher is its base; name that one's folder",
+    )
+    for name in ("hidden_size", "vocab_size"):
+        value = settings.get(name) if isinstance(settings, dict) else None
+        require(type(value) is int, f"--model {model}: config.json has no whole number as {name}, found {value!r}")
+    return settings
+
+
+def _choose_signal(config: TeacherCacheConfig, settings: dict) -> SignalSpec:
+    vocab_size = settings["vocab_size"]
+    if config.signal == "hidden":
+        return HiddenSpec(config.dtype or DEFAULT_DTYPE, settings["hidden_size"])
+    if config.signal == "topk":
+        k = config.k or DEFAULT_K
+        require(k <= vocab_size, f"--k {k}: --model {config.model} has {vocab_size} tokens")
+        return TopKSpec(k, vocab_size)
+    return SampledSpec(config.num_draws or DEFAULT_NUM_DRAWS, config.seed or DEFAULT_SEED, vocab_size)
