@@ -5,6 +5,9 @@
     torchrun --nproc_per_node 8 -- launchers/cache_teacher.py ...    (with the --, or it takes --signal for its own)
     srun python launchers/cache_teacher.py ...                       (also: mpiexec -n 8, job arrays, by hand)
 
+A teacher that does not fit on one GPU: --ds_config ds_configs/zero3.json, under deepspeed or torchrun. Samples whose
+activations do not fit: --forward_chunk 4096.
+
 Processes find their work by locks on the missing shards, so they may be of several jobs, and may come and go. The same
 command again does what is missing. Wrong input ends with one line and exit code 2.
 """
@@ -14,21 +17,27 @@ from pipeline.errors import run_cli
 from pipeline.evaluation.ranks import find_rank
 from pipeline.teacher.capture_plan import plan_capture
 from pipeline.teacher.capture_size import check_space, describe_plan, free_bytes
+from pipeline.teacher.partition_config import load_partition_config
 
 
 def main() -> None:
     config = parse_cli(TeacherCacheConfig)
     ranks = find_rank()
+    settings = None if config.ds_config is None else load_partition_config(config.ds_config, ranks.world_size)
     plan = plan_capture(config)
     if config.dry_run:
         if ranks.rank == 0:
             print(describe_plan(plan))
         return
     check_space(plan, free_bytes(config.output))
+    if settings is None:
+        from pipeline.teacher.capture import run_capture  # torch and transformers: seconds
 
-    from pipeline.teacher.capture import run_capture  # torch and transformers: seconds
+        outcome = run_capture(plan, ranks.rank, ranks.world_size, ranks.local_rank)
+    else:
+        from pipeline.teacher.partitioned import run_partitioned  # also deepspeed
 
-    outcome = run_capture(plan, ranks.rank, ranks.world_size, ranks.local_rank)
+        outcome = run_partitioned(plan, settings)
     print(f"wrote {outcome.num_shards} shards: {outcome.num_positions} positions, {outcome.num_bytes} bytes")
     if outcome.num_left:
         print(

@@ -22,6 +22,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     **{f"pipeline.data.{m}": {"numpy"} for m in ("shard_format", "shard_io", "tar_members")},
     **{f"pipeline.teacher.{m}": {"numpy"} for m in ("signals", "bit_packing")},
     **{f"pipeline.teacher.cache_{m}": {"numpy"} for m in ("format", "listing", "claims", "writer")},
+    **{f"pipeline.teacher.cache_{m}": {"numpy", "zstandard"} for m in ("members", "samples")},
     "pipeline.attention.window": {"numpy"},
 }
 TEACHER_CACHE = {  # the cache folder: no torch, no model
@@ -35,7 +36,9 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.distributed": {"pipeline.errors"},
     "pipeline.attention": {"pipeline.errors"},
     "pipeline.losses": {"pipeline.errors", "pipeline.teacher.signals", "pipeline.attention.window"},
-    "pipeline.data": {"pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions"},
+    "pipeline.data": {
+        *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals")
+    },
     "pipeline.model": {
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed")
     },

@@ -69,6 +69,8 @@ class TrainConfig:
     """`kl`: forward KL to the full-attention teacher. `ce`: next-token cross entropy."""
     loss_normalisation: Literal["tokens", "samples"] = "tokens"
     """Mean over all supervised tokens of a step, or mean of per-sample means (as published)."""
+    topk_tail: Literal["bucket", "renormalise"] = "bucket"
+    """With a topk teacher cache: the tokens outside the K as one, or the K alone rescaled (biased)."""
     loss_chunk_size: int = 512
     """Positions whose logits exist at one time."""
     base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -138,6 +140,10 @@ class TrainRunConfig:
     """Run folder: config.yaml, metrics.jsonl, checkpoints/, adapter/, report.html."""
     ds_config: Path
     """DeepSpeed JSON (ZeRO stage, offload, communication), e.g. ds_configs/zero2.json."""
+    teacher_cache: Path | None = None
+    """Signals written by launchers/cache_teacher.py for --data. Default: the teacher runs in every step."""
+    teacher_fallback: Literal["error", "online"] = "error"
+    """What samples do whose shard the cache does not have: `online` runs the teacher for them."""
     data_cache: Path | None = None
     """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
     data_cache_bytes: int = 100_000_000_000
@@ -152,3 +158,7 @@ class TrainRunConfig:
 
     def __post_init__(self) -> None:
         require(self.data_cache_bytes >= 1, f"--data_cache_bytes: must be >= 1, found {self.data_cache_bytes}")
+        require(
+            self.teacher_cache is None or self.train.loss == "kl",
+            f"--teacher_cache {self.teacher_cache}: --train.loss {self.train.loss} needs no teacher; leave one out",
+        )

@@ -1,12 +1,13 @@
 """Packed samples -> one micro-batch for the model: a single row of documents, no padding.
 
 Each sample brings its drawn window; documents never see each other (Document bounds say so), so samples are simply
-laid end to end. The teacher reads the same row with full attention.
+laid end to end. The teacher reads the same row with full attention, or its signals come from a cache.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,15 +15,27 @@ import torch
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.data.shard_format import PackedSample
 from pipeline.losses.positions import supervised_positions
+from pipeline.teacher.signals import Signal, concatenate_signals
 
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """A sample in its place of the global order, with its window (None: nothing of it is supervised)."""
+    """A sample in its place of the global order, with its window (None: nothing of it is supervised).
+
+    `signal`: the teacher's, of `positions`, where it comes from a cache.
+    """
 
     global_index: int
     sample: PackedSample
     window: WindowSpec | None
+    signal: Signal | None = None
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Supervised positions within the sample, int64 [m]."""
+        if self.window is None:
+            return np.empty(0, np.int64)
+        return supervised_positions(self.sample.cu_seqlens, self.window.lossless_budget, self.sample.loss_mask)
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,8 @@ class Batch:
 
     `input_ids` and `position_ids` (from 0 in each document): int64 [1, N]. `positions`: int64 [M], indices into the
     row; the hidden state at p predicts token p + 1. `targets`: int64 [M], that token. `sample_of_position`: int64 [M]
-    (numpy), index into `samples`. `num_tokens` counts the samples' tokens.
+    (numpy), index into `samples`. `num_tokens` counts the samples' tokens. `signal`: the teacher's at the M positions,
+    or None where any of them has none and the teacher must run.
     """
 
     input_ids: torch.Tensor
@@ -42,10 +56,16 @@ class Batch:
     sample_of_position: np.ndarray
     samples: tuple[DrawnSample, ...]
     num_tokens: int
+    signal: Signal | None = None
 
     @property
     def num_supervised_samples(self) -> int:
         return len(np.unique(self.sample_of_position))
+
+    @property
+    def num_cached_samples(self) -> int:
+        """Supervised samples for which the teacher need not run."""
+        return 0 if self.signal is None else self.num_supervised_samples
 
     @property
     def teacher_documents(self) -> tuple[Document, ...]:
@@ -79,10 +99,8 @@ def collate(samples: Sequence[DrawnSample]) -> Batch:
         sample, bounds = drawn.sample, drawn.sample.cu_seqlens
         token_rows.append(sample.input_ids.astype(np.int64))
         documents += [Document(0, start + int(a), start + int(b), drawn.window) for a, b in itertools.pairwise(bounds)]
-        if drawn.window is not None:
-            found = supervised_positions(bounds, drawn.window.lossless_budget, sample.loss_mask)
-            positions.append(found + start)
-            owners.append(np.full(len(found), number, np.int64))
+        positions.append(drawn.positions + start)
+        owners.append(np.full(len(drawn.positions), number, np.int64))
         start += len(sample.input_ids)
     num_tokens = start
     tokens = np.concatenate(token_rows)
@@ -99,4 +117,11 @@ def collate(samples: Sequence[DrawnSample]) -> Batch:
         sample_of_position=np.concatenate([np.empty(0, np.int64), *owners]),
         samples=tuple(samples),
         num_tokens=num_tokens,
+        signal=_join_signals([drawn.signal for drawn in samples if len(drawn.positions)]),
     )
+
+
+def _join_signals(signals: Sequence[Signal | None]) -> Signal | None:
+    if not signals or any(signal is None for signal in signals):
+        return None
+    return signals[0] if len(signals) == 1 else concatenate_signals(signals)

@@ -6,9 +6,10 @@ another number of ranks, threads or samples a batch as if nothing had changed.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.order import SampleOrder, Shuffle, resolve_mixture
@@ -17,6 +18,7 @@ from pipeline.data.shard_format import PackedSample
 __all__ = ["PackedDataset", "SampleStream", "Shuffle"]
 NUM_FETCHERS = 2
 MAX_FETCH_AHEAD = 1 << 16  # samples; looking further would delay the first one
+Item = TypeVar("Item")
 
 
 class SampleStream:
@@ -40,7 +42,14 @@ class SampleStream:
         shuffle: Shuffle | None = None,
     ) -> None:
         self.dataset = dataset
-        self.order = SampleOrder(dataset.manifest, seed, resolve_mixture(dataset.manifest, mixture), shuffle)
+        self._weights = resolve_mixture(dataset.manifest, mixture)
+        self.order = SampleOrder(dataset.manifest, seed, self._weights, shuffle)
+
+    @property
+    def shard_numbers(self) -> list[int]:
+        """The dataset's shards that are ever read: all, or those of the mixture's sources."""
+        shards = enumerate(self.dataset.manifest.shards)
+        return [number for number, entry in shards if self._weights is None or entry.source in self._weights]
 
     @property
     def working_set_bytes(self) -> int:
@@ -62,19 +71,26 @@ class SampleStream:
     ) -> Iterator[tuple[int, PackedSample]]:
         """`read` of each of the rising `positions` in turn; threads keep up to `depth` samples ahead.
 
-        Shards of a remote folder are fetched earlier: those of the samples up to one group of block shuffle ahead.
-
         Raises:
             DataError: at the sample that cannot be read, in the consumer.
+        """
+        return self.prefetch_with(self.read, positions, depth, num_workers)
+
+    def prefetch_with(
+        self, read: Callable[[int], Item], positions: Iterable[int], depth: int, num_workers: int
+    ) -> Iterator[Item]:
+        """As `prefetch`, with a `read` of the caller's: position -> what it makes of that sample.
+
+        Shards of a remote folder are fetched earlier: those of the samples up to one group of block shuffle ahead.
         """
         workers = ThreadPoolExecutor(num_workers, thread_name_prefix="prefetch")
         fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="prefetch-shards")  # threads start when used
         try:
             remaining = self._fetch_ahead(positions, fetchers) if self.dataset.is_remote else iter(positions)
-            pending = deque(workers.submit(self.read, p) for p in islice(remaining, depth))
+            pending = deque(workers.submit(read, p) for p in islice(remaining, depth))
             while pending:
                 sample = pending.popleft().result()
-                pending.extend(workers.submit(self.read, p) for p in islice(remaining, 1))
+                pending.extend(workers.submit(read, p) for p in islice(remaining, 1))
                 yield sample
         finally:
             workers.shutdown(cancel_futures=True)

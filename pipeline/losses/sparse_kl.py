@@ -5,9 +5,9 @@ the whole vocabulary and p the teacher's, of which p_k are known, the losses of 
 
     bucket:       sum_k p_k (log p_k - log q_k) + p_tail (log p_tail - log q_tail),   q_tail = sum of q over the rest
     renormalise:  sum_k p'_k (log p'_k - log q_k),                                   p' = p_k / sum_k p_k
-    sampled:      -sum_i p^_i log q_i,                                               p^_i = count_i / num_draws
+    sampled:      -sum_i p^_i log q_i - H(p),                                        p^_i = count_i / num_draws
 
-and their gradients to the student's logits
+with H(p) the teacher's entropy, and their gradients to the student's logits
 
     bucket:       q_k - p_k on the known tokens, (q_tail - p_tail) q_v / q_tail on the rest
     renormalise:  q - p',   sampled:  q - p^.
@@ -70,20 +70,23 @@ def chunked_sampled_kl(
     student_hidden: Tensor,
     ids: Tensor,
     counts: Tensor,
+    entropy: Tensor,
     lm_head_weight: Tensor,
     position_weights: Tensor,
     chunk_size: int = 256,
 ) -> Tensor:
-    """Weighted sum over positions of the cross entropy to tokens drawn from the teacher; differentiable in the student.
+    """Weighted sum over positions of a KL estimated from tokens drawn from the teacher; differentiable in the student.
 
-    Over the draws, the mean of its gradient is exactly that of the dense KL (arXiv 2503.16870, with the teacher
-    itself as the proposal), and the mean of its value is the dense KL plus the teacher's entropy. That constant is
-    not taken off: estimated from the draws it would bias the value.
+    A position's is -sum_i p^_i log q_i - H(p): the cross entropy to the draws, less the teacher's own entropy. Over
+    the draws its mean is exactly the dense KL, and the mean of its gradient that of the dense KL (arXiv 2503.16870,
+    with the teacher itself as the proposal); one value may be negative. The entropy must be that of the whole
+    distribution, which has no part in the gradient: estimated from the draws it would bias the value.
 
     Args:
         student_hidden: final normed hidden states [M, D], any float dtype.
         ids: drawn tokens, int64 [M, L]; rows are padded with any id of count 0.
         counts: how often each was drawn [M, L], integers; each row has at least one draw.
+        entropy: of the teacher's whole distribution [M], in nats, any float dtype.
         lm_head_weight: the shared frozen head [V, D].
         position_weights: [M]; 1/N for a mean over N positions.
         chunk_size: positions whose logits exist at one time.
@@ -94,8 +97,10 @@ def chunked_sampled_kl(
 
     def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
         log_q = _log_softmax(student_hidden[part], lm_head_weight)
-        probs = counts[part].to(log_q.dtype)
-        return _cross_entropy(log_q, ids[part], probs / probs.sum(-1, keepdim=True), torch.zeros_like(probs))
+        drawn = counts[part].to(log_q.dtype)
+        p_hat = drawn / drawn.sum(-1, keepdim=True)
+        losses, grad_logits = _cross_entropy(log_q, ids[part], p_hat, torch.zeros_like(p_hat))
+        return losses - entropy[part], grad_logits
 
     return ChunkedLoss.apply(student_hidden, lm_head_weight, position_weights, chunk_size, loss_of)
 

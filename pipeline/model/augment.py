@@ -142,7 +142,7 @@ class _AHNCausalLM(_AHNInit):
 
 def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
     decoder = model.get_decoder()
-    _check_supported(model, decoder, config)
+    check_supported(model, decoder, config)
     decoder.__class__ = _decoder_class(type(decoder))
     for layer in decoder.layers:
         attention = layer.self_attn
@@ -158,7 +158,12 @@ def _hand_over(
     return args, {**kwargs, "ahn_memory": memory, "ahn_hidden": hidden_states}
 
 
-def _check_supported(model: PreTrainedModel, decoder: nn.Module, config: PretrainedConfig) -> None:
+def check_supported(model: PreTrainedModel, decoder: nn.Module, config: PretrainedConfig) -> None:
+    """Refuses a base that AHN cannot augment; its weights are not looked at.
+
+    Raises:
+        UnsupportedModelError: says why.
+    """
     name = config.model_type.removeprefix("ahn_")
     if not getattr(type(model), "_supports_attention_backend", False):
         raise UnsupportedModelError(f"{name}: its attention does not go through transformers' attention interface")

@@ -5,6 +5,8 @@ under `config._attn_implementation`, then o_proj: this is where the memory's out
 mathematics: a whole forward (`DocumentPlan`) and a step with a cache (`HippocampusLayer`).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -40,9 +42,7 @@ def hybrid_attention(
     Raises:
         ValueError: the base wants something of attention that sinks + window does not do.
     """
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} passes `{name}` to its attention, which AHN does not support")
+    check_plain(module, kwargs)
     if isinstance(ahn_plan, HippocampusCache):
         layer = ahn_plan.layers[module.layer_idx]
         return _attend_cached(module, query, key, value, scaling, ahn_memory, ahn_hidden, layer), None
@@ -50,6 +50,17 @@ def hybrid_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, hybrid_attention)
+
+
+def check_plain(module: nn.Module, kwargs: Mapping[str, object]) -> None:
+    """Refuses what a base passes to its attention if it is more than queries, keys and values ask for.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} passes `{name}` to its attention, which AHN does not support")
 
 
 def _base_attention(

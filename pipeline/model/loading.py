@@ -40,7 +40,7 @@ def load_base(
         UserError: no such model, or one that cannot be augmented.
     """
     base_config = load_config(path_or_id)
-    model_class = ahn_model_class(_causal_lm_class(base_config))
+    model_class = ahn_model_class(causal_lm_class(base_config))
     ahn = {**DEFAULT_AHN, "cell": memory.cell, "init": memory.init}
     if window is not None:
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
@@ -156,7 +156,12 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> Pre
         raise UserError(f"--model {path}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The decoder language model of a config.
+
+    Raises:
+        UnsupportedModelError: transformers has none.
+    """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(f"{config.model_type}: transformers has no decoder language model of this type")
     if config.model_type not in VERIFIED_FAMILIES:

@@ -7,8 +7,9 @@ import numpy as np
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError, sample_digest
 from pipeline.data.storage import is_url
-from pipeline.teacher.cache_format import REMEDY, TeacherInfo, decode_cached_sample
+from pipeline.teacher.cache_format import REMEDY, TeacherInfo
 from pipeline.teacher.cache_listing import Listing, check_listing, is_complete, load_cache_index
+from pipeline.teacher.cache_samples import decode_cached_sample
 from pipeline.teacher.signals import Signal, signal_from_members
 
 
@@ -46,6 +47,10 @@ class TeacherCache:
     def has(self, shard_number: int) -> bool:
         """Whether the data's shard of that number is in the cache by now."""
         return shard_number in self._indexes or is_complete(self.folder, self._shards[shard_number].name)
+
+    def has_sample(self, index: int) -> bool:
+        """Whether the signal of the dataset's sample `index` is in the cache by now."""
+        return self.has(self._dataset.shard_of(index))
 
     @property
     def missing(self) -> list[str]:
@@ -90,7 +95,7 @@ class TeacherCache:
         raw = read_bytes(path, row)
         if sample_digest(raw).tobytes() != row["digest"].tobytes():
             raise DataError(f"{where} is damaged: its bytes do not match the index; {REMEDY}")
-        _, positions, members = decode_cached_sample(raw, where)
+        _, positions, members = decode_cached_sample(raw, self.info, int(row["tokens"]), where)
         try:
             return positions, signal_from_members(self.info.signal, members, len(positions)), where
         except ValueError as error:

@@ -10,13 +10,7 @@ from pipeline.data.sealed_json import load_sealed
 from pipeline.data.shard_format import RUN_INFO_NAME, DataError, ShardEntry, sample_digest
 from pipeline.data.shard_io import TEMPORARY_SUFFIX
 from pipeline.teacher.cache import read_bytes
-from pipeline.teacher.cache_format import (
-    TEACHER_NAME,
-    WORK_FOLDER,
-    TeacherInfo,
-    decode_cached_sample,
-    encode_cached_sample,
-)
+from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo
 from pipeline.teacher.cache_listing import (
     LISTING_DIGEST_NAME,
     LISTING_NAME,
@@ -25,6 +19,7 @@ from pipeline.teacher.cache_listing import (
     is_complete,
     load_cache_index,
 )
+from pipeline.teacher.cache_samples import decode_cached_sample, is_framed_as_written
 from pipeline.teacher.signals import HiddenSignal, Signal, signal_from_members
 
 FRAME = {TEACHER_NAME, LISTING_NAME, LISTING_DIGEST_NAME, RUN_INFO_NAME}
@@ -161,15 +156,13 @@ def read_checked_sample(
     raw = read_bytes(path, row)
     if sample_digest(raw).tobytes() != row["digest"].tobytes():
         raise DataError(f"{where} does not match its digest in the index")
-    key, positions, members = decode_cached_sample(raw, where)
-    if len(positions) != row["tokens"]:
-        raise DataError(f"{where} has {len(positions)} positions, its index says {row['tokens']}")
+    key, positions, members = decode_cached_sample(raw, cache.info, int(row["tokens"]), where)
     try:
         signal = signal_from_members(cache.info.signal, members, len(positions))
     except ValueError as error:
         raise DataError(f"{where} is no {cache.info.signal.kind} signal ({error})") from error
     _check_finite(signal, where)
-    if encode_cached_sample(key, positions, signal.to_members()) != raw:
+    if not is_framed_as_written(raw):
         raise DataError(f"{where} holds the right arrays but not byte for byte as this format writes them")
     if dataset is not None:
         assert shard.first is not None, "with data every shard has its place"

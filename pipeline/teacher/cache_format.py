@@ -3,14 +3,16 @@
 A cache folder belongs to one data folder and mirrors its shards. It holds
     teacher.json        the teacher, the data, the signal and which positions have one (TeacherInfo); written first
     {shard}.tar         of every sample of the data's shard, in its order, under its key: {key}.positions.npy int32
-                        [M], rising, then the signal's members (pipeline/teacher/signals.py); M may be 0
+                        [M], rising, then the signal's members (pipeline/teacher/signals.py); M may be 0. With
+                        compression each is one zstd frame, {name}.npy.zst (pipeline/teacher/cache_members.py)
     {shard}.idx.npy     INDEX_DTYPE [num_samples]; `tokens` counts positions. The shard is complete iff this is there
     shards.json         size and sha256 of every file; written when all shards are complete
     shards.json.sha256  written last: the cache is finished iff it is there and matches
     run.json            what may differ between equal runs (time, host, ranks)
 
 The signal at position p, counted from 0 in the sample, is the teacher's prediction of token p + 1, which is of the same
-document. All files but run.json are determined by the data, the teacher and the settings. A cache that is not finished
+document. All files but run.json are determined by the data, the teacher and the settings; with compression by the
+version of zstandard too, between which the frames may differ and their content does not. A cache that is not finished
 may be read shard by shard; `.work/` is what its writers need.
 """
 
@@ -25,21 +27,19 @@ import numpy as np
 from pipeline.data.sealed_json import load_sealed, seal
 from pipeline.data.shard_format import DataError, PackedSample
 from pipeline.data.shard_io import write_file
-from pipeline.data.tar_members import npy_bytes, npy_view, split_members, tar_member
 from pipeline.errors import UserError
 from pipeline.losses.positions import supervised_positions
-from pipeline.teacher.signals import Members, SignalSpec, spec_from_json, spec_to_json
+from pipeline.teacher.cache_members import Compression
+from pipeline.teacher.signals import SignalSpec, spec_from_json, spec_to_json
 
-CACHE_FORMAT_VERSION = 1
+CACHE_FORMAT_VERSION = 2
 TEACHER_NAME = "teacher.json"
 WORK_FOLDER = ".work"
-POSITIONS_NAME = "positions.npy"
-MEMBER_DTYPES = tuple(map(np.dtype, ("|u1", "|i1", "<u2", "<i4", "<f2", "<f4")))
 MAX_BUDGET = (1 << 31) - 1  # positions are int32
 REMEDY = "restore the file, or delete the shard's two files and run launchers/cache_teacher.py again"
 
 Policy = Literal["all", "past_budget"]
-_MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[a-z_]+\.npy")
+BaseDtype = Literal["float32", "bfloat16"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -79,16 +79,18 @@ class TeacherInfo:
     """teacher.json. Equal for equal settings.
 
     `teacher_sha256` names the teacher's weights and config, `tokenizer_sha256` the data's tokenizer, `data_sha256` the
-    data (PackedDataset.fingerprint), all hex; `teacher_name` is for people.
+    data (PackedDataset.fingerprint), all hex; `base_dtype` is what the teacher computed in; `teacher_name` is for
+    people.
     """
 
     teacher_name: str
+    base_dtype: BaseDtype
     teacher_sha256: str
     tokenizer_sha256: str
     data_sha256: str
     signal: SignalSpec
     positions: PositionPolicy
-    compression: Literal["none"] = "none"
+    compression: Compression
     format_version: int = CACHE_FORMAT_VERSION
 
     def to_json(self) -> dict:
@@ -129,8 +131,12 @@ class TeacherInfo:
         hashes = (info.teacher_sha256, info.tokenizer_sha256, info.data_sha256)
         if not all(isinstance(value, str) and _SHA256.fullmatch(value) for value in hashes):
             raise DataError(f"{path} does not describe a teacher cache: a fingerprint is not 64 hex digits")
-        if info.compression != "none" or not isinstance(info.teacher_name, str):
-            raise DataError(f"{path} asks for compression {info.compression!r}, this code reads none")
+        choices = {"base_dtype": get_args(BaseDtype), "compression": get_args(Compression)}
+        for name, legal in choices.items():
+            if getattr(info, name) not in legal:
+                raise DataError(f"{path} has {name} {getattr(info, name)!r}, this code reads {' and '.join(legal)}")
+        if not isinstance(info.teacher_name, str):
+            raise DataError(f"{path} does not describe a teacher cache: teacher_name is no text")
         return info
 
 
@@ -161,38 +167,3 @@ def _flat(fields: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def encode_cached_sample(key: str, positions: np.ndarray, members: Members) -> bytes:
-    """The sample's tar members: positions, then `members` (by file name, without the key) in their order."""
-    parts = {POSITIONS_NAME: positions, **members}
-    return b"".join(tar_member(f"{key}.{name}", npy_bytes(array)) for name, array in parts.items())
-
-
-def decode_cached_sample(raw: bytes, where: str) -> tuple[str, np.ndarray, Members]:
-    """Key, positions (int32 [M]) and the signal's arrays by file name of one sample, from its byte range in a tar.
-
-    Takes the very members that the writer writes and nothing else a tar or an .npy may hold: no paths, no links, no
-    pickled objects, no other dtype. The arrays are read-only views of `raw`.
-
-    Raises:
-        DataError: names `where`: members that do not make one sample, or positions that do not rise from 0.
-    """
-    try:
-        spans = split_members(raw, _MEMBER)
-        key = spans[0][0].partition(".")[0]
-        names = [name.removeprefix(f"{key}.") for name, _, _ in spans]
-        if names[0] != POSITIONS_NAME or len(set(names)) != len(names) or any(name.count(".") != 1 for name in names):
-            raise ValueError(f"its members are {[name for name, _, _ in spans]}")
-        members = {
-            name: npy_view(raw, start, end, name, MEMBER_DTYPES, dims=2)
-            for name, (_, start, end) in zip(names, spans, strict=True)
-        }
-        positions = members.pop(POSITIONS_NAME)
-        if positions.dtype != np.int32 or positions.ndim != 1:
-            raise ValueError(f"{POSITIONS_NAME} must be int32 [M], it is {positions.dtype} {list(positions.shape)}")
-        if len(positions) and (positions[0] < 0 or (positions[1:] <= positions[:-1]).any()):
-            raise ValueError(f"{POSITIONS_NAME} does not rise from 0 or more")
-    except ValueError as error:
-        raise DataError(f"{where}: not a sample of a teacher cache ({error})") from error
-    return key, positions, members

@@ -1,8 +1,9 @@
 """Shows samples of a teacher cache: `python -m pipeline.teacher.inspect CACHE 0 17 --data DIR --tokenizer MODEL`.
 
-For each sample: key, shard, which positions have a signal, and for some of them the teacher's likeliest next tokens, or
-the size of its hidden state. With --data also the token at the position and the one that follows it there; with
---tokenizer as text. Without --data, samples are counted over the shards that are there.
+First the teacher and what it computed in. For each sample: key, shard, which positions have a signal, and for some of
+them the teacher's likeliest next tokens (of draws: with its entropy), or the size of its hidden state. With --data also
+the token at the position and the one that follows it there; with --tokenizer as text. Without --data, samples are
+counted over the shards that are there.
 """
 
 import argparse
@@ -25,8 +26,17 @@ from pipeline.teacher.cache_checks import (
     open_cache,
     read_checked_sample,
 )
-from pipeline.teacher.cache_format import decode_cached_sample
-from pipeline.teacher.signals import HiddenSignal, Signal, SignalSpec, TopKSignal, signal_from_members, spec_to_json
+from pipeline.teacher.cache_format import TeacherInfo
+from pipeline.teacher.cache_samples import decode_cached_sample
+from pipeline.teacher.signals import (
+    HiddenSignal,
+    SampledSignal,
+    Signal,
+    SignalSpec,
+    TopKSignal,
+    signal_from_members,
+    spec_to_json,
+)
 
 ShowToken = Callable[[int], str]
 MAX_RANGES = 8
@@ -92,14 +102,16 @@ def show_sample(cache: OpenedCache, dataset: PackedDataset | None, number: int, 
     row = load_checked_index(cache, shard, dataset)[number_in_shard]
     path = cache.folder / f"{shard.name}.tar"
     read_checked_sample(cache, shard, number_in_shard, row, dataset)
-    key, positions, members = decode_cached_sample(read_bytes(path, row), f"{path}: sample {number_in_shard}")
+    key, positions, members = decode_cached_sample(
+        read_bytes(path, row), cache.info, int(row["tokens"]), f"{path}: sample {number_in_shard}"
+    )
     signal = signal_from_members(cache.info.signal, members, len(positions))
     tokens = None if dataset is None else dataset[number].input_ids
     of = "" if tokens is None else f" of {len(tokens):,} tokens"
     lines = [
         f"sample {number}: key {key}, number {number_in_shard} of {path.name}",
         f"  {len(positions):,} positions{of}: {_ranges(positions)}",
-        f"  {row['length']:,} bytes, signal {describe_spec(cache.info.signal)}, positions {cache.info.positions}",
+        f"  {row['length']:,} bytes",
     ]
     shown = np.unique(np.linspace(0, len(positions) - 1, min(view.num_positions, len(positions))).astype(int))
     return "\n".join(lines + [_show_position(signal, int(n), int(positions[n]), tokens, view) for n in shown])
@@ -109,6 +121,15 @@ def describe_spec(spec: SignalSpec) -> str:
     """The spec for reading, such as "topk, k 64, vocab_size 151936"."""
     fields = spec_to_json(spec)
     return ", ".join([fields.pop("kind"), *(f"{name} {value}" for name, value in fields.items())])
+
+
+def describe_teacher(info: TeacherInfo) -> str:
+    """Whose signals they are, in one line."""
+    name = ascii(info.teacher_name)[1:-1]  # it may be a stranger's
+    return (
+        f"teacher {name} in {info.base_dtype}, signal {describe_spec(info.signal)}, positions {info.positions}, "
+        f"compression {info.compression}"
+    )
 
 
 def _ranges(positions: np.ndarray) -> str:
@@ -131,7 +152,8 @@ def _show_position(signal: Signal, row: int, position: int, tokens: np.ndarray |
     guesses = compute_guesses(signal, row)
     named = ", ".join(f"{view.show_token(token)} {share:.2%}" for token, share in guesses[: view.num_guesses])
     rest = max(0.0, 1 - sum(share for _, share in guesses[: view.num_guesses]))
-    return f"{text}teacher: {named}, all others {rest:.2%}"
+    entropy = f", entropy {signal.entropy[row]:.4g} nats" if isinstance(signal, SampledSignal) else ""
+    return f"{text}teacher: {named}, all others {rest:.2%}{entropy}"
 
 
 def compute_guesses(signal: Signal, row: int) -> list[tuple[int, float]]:
@@ -169,6 +191,7 @@ def _show(arguments: argparse.Namespace) -> None:
     show_token: ShowToken = str
     if arguments.tokenizer is not None:
         show_token = load_token_texts(cache.info.tokenizer_sha256, arguments.tokenizer)
+    print(describe_teacher(cache.info))
     view = View(show_token, arguments.positions, arguments.guesses)
     for number in numbers:
         print(show_sample(cache, dataset, number, view))

@@ -16,7 +16,7 @@ from pipeline.data.sealed_json import seal
 from pipeline.data.shard_format import RUN_INFO_NAME, DataError, Manifest, ShardEntry
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, OpenShard, write_file
 from pipeline.teacher.cache_claims import claim, missing_shards
-from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo, check_same, encode_cached_sample
+from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo, check_same
 from pipeline.teacher.cache_listing import (
     LISTING_DIGEST_NAME,
     LISTING_NAME,
@@ -27,6 +27,7 @@ from pipeline.teacher.cache_listing import (
     listing_mark,
     with_content,
 )
+from pipeline.teacher.cache_samples import encode_cached_sample
 from pipeline.teacher.signals import Signal
 
 
@@ -48,6 +49,15 @@ def begin_cache(folder: Path, info: TeacherInfo) -> None:
     check_same(TeacherInfo.load(folder), info, str(folder))
 
 
+def reopen_cache(folder: Path, manifest: Manifest) -> None:
+    """Takes the completion mark from a cache of which shards were deleted since: damaged ones, to have them again."""
+    mark = folder / LISTING_DIGEST_NAME
+    if mark.is_file() and missing_shards(folder, manifest):
+        with claim(folder, LISTING_NAME, wait=True):
+            if missing_shards(folder, manifest):  # nobody can have completed it in between
+                mark.unlink(missing_ok=True)
+
+
 class CacheShardWriter:
     """Writes the cache's shard for one shard of the data.
 
@@ -61,6 +71,7 @@ class CacheShardWriter:
 
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
         self._folder, self._entry, self._num_written = folder, entry, 0
+        self._compression = TeacherInfo.load(folder).compression
 
     def __enter__(self) -> "CacheShardWriter":
         for leftover in self._folder.glob(f"{self._entry.name}.*{TEMPORARY_SUFFIX}"):  # of a writer that was killed
@@ -77,7 +88,7 @@ class CacheShardWriter:
             signal: of those M positions.
         """
         assert positions.dtype == np.int32, f"positions are {positions.dtype}"
-        self._shard.append(encode_cached_sample(key, positions, signal.to_members()), len(positions))
+        self._shard.append(encode_cached_sample(key, positions, signal.to_members(), self._compression), len(positions))
         self._num_written += 1
 
     def __exit__(

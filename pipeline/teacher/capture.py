@@ -1,42 +1,29 @@
-"""The offline teacher job: runs the full-attention teacher over packed data, each shard once, into a teacher cache.
-
-The forward is that of the on-the-fly teacher (pipeline/teacher/online.py) with one sample as the row: where shapes,
-threads and machine are the same, so is every bit.
-"""
+"""The offline teacher job: runs the full-attention teacher over packed data, each shard once, into a teacher cache."""
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor
-from tqdm import tqdm
 
-from pipeline.attention.window import Document
-from pipeline.config import MemoryConfig, TeacherCacheConfig
 from pipeline.config.teacher import DEFAULT_CHUNK_SIZE
 from pipeline.data.shard_format import DataError, PackedSample, ShardEntry
 from pipeline.errors import UserError
-from pipeline.model.adapter import base_fingerprint
-from pipeline.model.loading import load_base
-from pipeline.teacher.cache_claims import claim, claimed_shards
-from pipeline.teacher.cache_listing import LISTING_DIGEST_NAME, LISTING_NAME
-from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache
-from pipeline.teacher.capture_plan import CapturePlan, read_model_config
+from pipeline.teacher.cache_claims import claimed_shards
+from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, reopen_cache
+from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.extract import extract_signal
+from pipeline.teacher.fingerprint import teacher_fingerprint
+from pipeline.teacher.progress import CaptureProgress
+from pipeline.teacher.teacher_model import Teacher, check_teacher
 
-# Of config.json: what does not change the forward, or is set by our own flags.
-_BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,50 +35,7 @@ class Outcome:
     num_positions: int = 0
     num_bytes: int = 0
     num_left: int = 0
-
-
-def teacher_fingerprint(model: str) -> str:
-    """Names a teacher: sha256 (hex) over its weights (`base_fingerprint`) and its config.json.
-
-    The config counts because the same weights with other RoPE settings are another teacher.
-
-    Raises:
-        UserError: there is no such model, or not a base.
-    """
-    config = {name: value for name, value in read_model_config(model).items() if name not in _BOOKKEEPING}
-    parts = {"weights": base_fingerprint(model), "config": config}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-class Teacher:
-    """The frozen base that training would load, with full attention and without its memory.
-
-    Raises:
-        UserError: the model cannot be loaded, or is of an unsupported kind.
-    """
-
-    def __init__(self, config: TeacherCacheConfig, device: torch.device) -> None:
-        dtype = getattr(torch, config.base_dtype)
-        model = load_base(config.model, memory=MemoryConfig(), window=None, dtype=dtype).eval().to(device)
-        self.head = model.get_output_embeddings().weight
-        self._decoder = model.get_decoder()
-
-    @torch.no_grad()
-    def compute_hidden(self, sample: PackedSample, positions: np.ndarray) -> Tensor:
-        """Final normed hidden states [M, D] at `positions` (int [M], counted within the sample), in the base's dtype.
-
-        A sample without positions costs no forward.
-        """
-        if len(positions) == 0:
-            return self.head.new_empty(0, self.head.shape[1])
-        device = self.head.device
-        output = self._decoder(
-            input_ids=torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(device),
-            use_cache=False,
-            documents=[Document(0, start, end, None) for start, end in pairwise(sample.cu_seqlens.tolist())],
-            use_memory=False,
-        )
-        return output.last_hidden_state[0, torch.from_numpy(positions.astype(np.int64)).to(device)]
+    started_at: float = field(default_factory=time.perf_counter)
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -118,30 +62,62 @@ def run_capture(plan: CapturePlan, rank: int, num_ranks: int, local_rank: int) -
         UserError: --output holds something else or cannot be written, the model cannot be loaded, its outputs are not
             finite, or a sample is damaged.
     """
-    output, manifest = plan.config.output, plan.dataset.manifest
-    info = plan.describe_cache(teacher_fingerprint(plan.config.model))
-    started, outcome, device, teacher = time.perf_counter(), Outcome(), choose_device(local_rank), None
+    outcome, device = Outcome(), choose_device(local_rank)
+    begin_capture(plan)
+    capture_shards(plan, rank, num_ranks, Teacher(plan.config, device), outcome)
+    finish_capture(plan, num_ranks, device, outcome)
+    return outcome
+
+
+def begin_capture(plan: CapturePlan) -> None:
+    """Makes --output ready for shards.
+
+    Raises:
+        UserError: it holds something else or cannot be written, or the model is of an unsupported kind.
+    """
+    check_teacher(plan.config.model)
+    output, info = plan.config.output, plan.describe_cache(teacher_fingerprint(plan.config.model))
     with _writing(output):
         begin_cache(output, info)
-        _reopen_cache(plan)
-    total = _num_tokens(plan.missing)
-    show = rank == 0 and total > 0
-    with _writing(output), tqdm(total=total, unit="tok", unit_scale=True, mininterval=1, disable=not show) as bar:
-        num_before = -1
+        reopen_cache(output, plan.dataset.manifest)
+
+
+def capture_shards(plan: CapturePlan, rank: int, num_ranks: int, teacher: Teacher, outcome: Outcome) -> None:
+    """Writes missing shards until there are none that nobody else works on, and adds to `outcome`.
+
+    Args:
+        plan: what to do; begun.
+        rank: of this process; rank 0 shows the progress of all.
+        num_ranks: processes that `rank` counts.
+        teacher: is loaded if there is a shard to do and it is not loaded yet.
+        outcome: of this process.
+
+    Raises:
+        UserError: as `run_capture`.
+    """
+    output, num_before = plan.config.output, -1
+    with _writing(output), CaptureProgress(output, plan.missing, rank == 0) as progress:
         while num_before < outcome.num_shards:  # again, for what a process that died meanwhile has left
             num_before = outcome.num_shards
-            for entry in claimed_shards(output, manifest, rank, num_ranks):
-                if teacher is None:
-                    teacher = Teacher(plan.config, device)
-                    bar.reset(total)  # loading is no part of the rate
-                capture_shard(plan, teacher, entry, outcome, bar)
-                if not bar.disable:  # what others finished counts too
-                    bar.update(max(0, total - _num_tokens(plan.missing) - bar.n))
-    facts = _run_facts(plan, num_ranks, device, time.perf_counter() - started)
-    with _writing(output):
-        is_complete = complete_cache(output, manifest, facts)
+            for entry in claimed_shards(output, plan.dataset.manifest, rank, num_ranks):
+                if not teacher.is_loaded:
+                    teacher.load()
+                    progress.restart()
+                capture_shard(plan, teacher, entry, outcome, progress)
+        teacher.finish(progress.count_others)
+        progress.count_others()
+
+
+def finish_capture(plan: CapturePlan, num_ranks: int, device: torch.device, outcome: Outcome) -> None:
+    """Completes the cache if no shard is missing, and notes in `outcome` how many are.
+
+    Raises:
+        UserError: --output cannot be written, or a shard in it does not fit its index.
+    """
+    with _writing(plan.config.output):
+        facts = _run_facts(plan, num_ranks, device, outcome)
+        is_complete = complete_cache(plan.config.output, plan.dataset.manifest, facts)
     outcome.num_left = 0 if is_complete else len(plan.missing)
-    return outcome
 
 
 @contextlib.contextmanager
@@ -158,15 +134,17 @@ def _writing(output: Path) -> Iterator[None]:
         ) from error
 
 
-def capture_shard(plan: CapturePlan, teacher: Teacher, entry: ShardEntry, outcome: Outcome, bar: tqdm) -> None:
-    """Writes the cache's shard for the data's shard `entry`, and adds to `outcome` and `bar`.
+def capture_shard(
+    plan: CapturePlan, teacher: Teacher, entry: ShardEntry, outcome: Outcome, progress: CaptureProgress
+) -> None:
+    """Writes the cache's shard for the data's shard `entry`, and adds to `outcome` and `progress`.
 
     Raises:
         DataError: a sample is damaged, or the teacher's signal of it is not finite.
     """
     chunk_size = plan.config.chunk_size or DEFAULT_CHUNK_SIZE
     with CacheShardWriter(plan.config.output, entry) as writer:
-        for sample in plan.samples_of(entry):
+        for sample in read_ahead(plan.samples_of(entry)):
             positions = plan.positions.select(sample)
             hidden = teacher.compute_hidden(sample, positions)
             try:
@@ -178,36 +156,34 @@ def capture_shard(plan: CapturePlan, teacher: Teacher, entry: ShardEntry, outcom
                 ) from error
             writer.write(sample.key, positions, signal)
             outcome.num_positions += len(positions)
-            bar.update(len(sample.input_ids))
+            progress.add_sample(len(sample.input_ids))
     outcome.num_shards += 1
     outcome.num_bytes += (plan.config.output / entry.tar_name).stat().st_size
-    bar.set_postfix_str(f"{tqdm.format_sizeof(outcome.num_bytes, 'B')} in {outcome.num_shards} shards", refresh=False)
+    progress.add_shard(outcome.num_shards, outcome.num_bytes)
 
 
-def _reopen_cache(plan: CapturePlan) -> None:
-    """Takes the completion mark from a cache of which shards were deleted since: damaged ones, to have them again."""
-    mark = plan.config.output / LISTING_DIGEST_NAME
-    if mark.is_file() and plan.missing:
-        with claim(plan.config.output, LISTING_NAME, wait=True):
-            if plan.missing:  # nobody can have completed it in between
-                mark.unlink(missing_ok=True)
+def read_ahead(samples: Iterator[PackedSample]) -> Iterator[PackedSample]:
+    """`samples`, of which a thread reads the next one meanwhile; an error comes in its sample's place."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        coming = reader.submit(next, samples, None)
+        while (sample := coming.result()) is not None:
+            coming = reader.submit(next, samples, None)
+            yield sample
 
 
-def _num_tokens(entries: list[ShardEntry]) -> int:
-    return sum(entry.num_tokens for entry in entries)
-
-
-def _run_facts(plan: CapturePlan, num_ranks: int, device: torch.device, seconds: float) -> dict:
+def _run_facts(plan: CapturePlan, num_ranks: int, device: torch.device, outcome: Outcome) -> dict:
     """For run.json: of the process that completed the cache."""
     return {
         "model": plan.config.model,
         "base_dtype": plan.config.base_dtype,
         "chunk_size": plan.config.chunk_size or DEFAULT_CHUNK_SIZE,
+        "forward_chunk": plan.config.forward_chunk,
+        "is_partitioned": plan.config.ds_config is not None,
         "num_ranks": num_ranks,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
         "num_threads": torch.get_num_threads(),
         "host": platform.node(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "seconds": round(seconds, 3),
+        "seconds": round(time.perf_counter() - outcome.started_at, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

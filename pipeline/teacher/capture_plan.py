@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.model.files import find_tokenizer_json, holds_memories_alone
 from pipeline.teacher.cache_claims import missing_shards
 from pipeline.teacher.cache_format import TEACHER_NAME, PositionPolicy, TeacherInfo, check_same
+from pipeline.teacher.cache_samples import MAX_UNPACKED_BYTES, member_bytes
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
 
 
@@ -28,16 +29,18 @@ class CapturePlan:
     positions: PositionPolicy
 
     def describe_cache(self, teacher_sha256: str) -> TeacherInfo:
-        """teacher.json. The name says what the teacher computes in, so that no cache mixes two of them."""
+        """teacher.json."""
         model = Path(self.config.model)
         name = model.resolve().name if model.is_dir() else model.name
         return TeacherInfo(
-            teacher_name=f"{name} in {self.config.base_dtype}",
+            teacher_name=name,
+            base_dtype=self.config.base_dtype,
             teacher_sha256=teacher_sha256,
             tokenizer_sha256=self.dataset.manifest.tokenizer_sha256,
             data_sha256=self.dataset.fingerprint,
             signal=self.signal,
             positions=self.positions,
+            compression=self.config.compression,
         )
 
     def samples_of(self, entry: ShardEntry) -> Iterator[PackedSample]:
@@ -85,6 +88,12 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
     )
     policy = PositionPolicy("past_budget", config.min_budget) if config.min_budget else PositionPolicy("all")
     plan = CapturePlan(config, dataset, _choose_signal(config, settings), policy)
+    largest = sum(member_bytes(plan.signal, seq_len).values())
+    require(
+        config.compression == "none" or largest <= MAX_UNPACKED_BYTES,
+        f"--compression {config.compression}: a sample of {seq_len} positions takes {largest} bytes, and what is "
+        f"compressed at most {MAX_UNPACKED_BYTES}; give --compression none or another --signal",
+    )
     _check_output(plan)
     return plan
 

@@ -1,4 +1,4 @@
-"""How large a teacher cache will be, to the byte, and whether there is room for it. No torch."""
+"""How large a teacher cache will be, to the byte where nothing is compressed, and whether there is room. No torch."""
 
 import itertools
 import shutil
@@ -15,19 +15,20 @@ from pipeline.data.shard_format import INDEX_DTYPE, ShardEntry
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.data.tar_members import BLOCK, npy_bytes
 from pipeline.errors import UserError
-from pipeline.teacher.bit_packing import packed_size
+from pipeline.teacher.cache_members import most_stored_bytes
+from pipeline.teacher.cache_samples import member_bytes
 from pipeline.teacher.capture_plan import CapturePlan
-from pipeline.teacher.signals import STORED_DTYPES, HiddenSpec, SampledSpec, SignalSpec, TopKSpec, spec_to_json
+from pipeline.teacher.signals import SampledSpec, spec_to_json
 
-_NPY_HEADER_BYTES = len(npy_bytes(np.empty(0, np.uint8)))  # of every array of a cache: numpy pads it
 _INDEX_HEADER_BYTES = len(npy_bytes(np.empty(0, INDEX_DTYPE)))
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """`signal_bytes` are those of the signals' arrays; `file_bytes` those of all tars and indexes.
+    """`signal_bytes` are those of the signals' arrays, not compressed; `file_bytes` those of all tars and indexes.
 
-    Of a sampled signal both are bounds, reached where all draws of all positions differ.
+    Of a sampled signal both are bounds, reached where all draws of all positions differ; of any that is compressed
+    `file_bytes` is one, which noise would reach.
     """
 
     num_positions: int
@@ -41,7 +42,7 @@ def count_cache(plan: CapturePlan, entries: Sequence[ShardEntry]) -> CacheSize:
     Raises:
         DataError: a sample cannot be read or is damaged.
     """
-    sizes_of = lru_cache(lambda count: _sample_bytes(plan.signal, count))
+    sizes_of = lru_cache(lambda count: _sample_bytes(plan, count))
     num_positions = signal_bytes = 0
     file_bytes = sum(_empty_shard_bytes(entry) for entry in entries)
     total = sum(entry.num_tokens for entry in entries)
@@ -54,22 +55,12 @@ def count_cache(plan: CapturePlan, entries: Sequence[ShardEntry]) -> CacheSize:
     return CacheSize(num_positions, signal_bytes, file_bytes)
 
 
-def _sample_bytes(spec: SignalSpec, num_positions: int) -> tuple[int, int]:
+def _sample_bytes(plan: CapturePlan, num_positions: int) -> tuple[int, int]:
     """Bytes of a sample's signal, and of all its tar members."""
-    arrays = _array_bytes(spec, num_positions)
-    contents = [_NPY_HEADER_BYTES + size for size in (4 * num_positions, *arrays)]
-    return sum(arrays), sum(BLOCK + size + -size % BLOCK for size in contents)
-
-
-def _array_bytes(spec: SignalSpec, num: int) -> tuple[int, ...]:
-    """Bytes of the arrays of `num` positions, in the order of `spec.member_names`."""
-    if isinstance(spec, HiddenSpec):
-        values = num * spec.hidden_size * np.dtype(STORED_DTYPES[spec.dtype]).itemsize
-        return (values, 4 * num) if spec.dtype == "int8" else (values,)
-    if isinstance(spec, TopKSpec):
-        return num * packed_size(spec.k, spec.vocab_size), 2 * num * spec.k, 4 * num
-    most = num * min(spec.num_draws, spec.vocab_size)
-    return 2 * num, packed_size(most, spec.vocab_size), most * spec.count_dtype.itemsize
+    sizes = member_bytes(plan.signal, num_positions)
+    contents = [most_stored_bytes(size, plan.config.compression) for size in sizes.values()]
+    signal_bytes = sum(plan.signal.member_bytes(num_positions).values())
+    return signal_bytes, sum(BLOCK + size + -size % BLOCK for size in contents)
 
 
 def _empty_shard_bytes(entry: ShardEntry) -> int:
@@ -80,8 +71,8 @@ def most_bytes(plan: CapturePlan, entries: Sequence[ShardEntry]) -> int:
     """A bound on the files' bytes from the manifest alone: a sample's last token has no next one."""
     num_positions = sum(entry.num_tokens - entry.num_samples for entry in entries)
     num_samples = sum(entry.num_samples for entry in entries)
-    one_sample = _sample_bytes(plan.signal, num_positions)[1]
-    overhead = (len(plan.signal.member_names) + 1) * (3 * BLOCK)
+    one_sample = _sample_bytes(plan, num_positions)[1]
+    overhead = len(member_bytes(plan.signal, 0)) * (3 * BLOCK)
     return one_sample + num_samples * overhead + sum(map(_empty_shard_bytes, entries))
 
 
@@ -107,7 +98,7 @@ def check_space(plan: CapturePlan, free: int) -> None:
     if needed <= free:
         return
     message = f"--output {plan.config.output}: {free} bytes are free where {len(missing)} shards take"
-    if isinstance(plan.signal, SampledSpec):  # what it takes depends on what is drawn, and usually is far less
+    if isinstance(plan.signal, SampledSpec) or plan.config.compression != "none":  # it usually takes far less
         print(f"warning: {message} up to {needed}", file=sys.stderr)
         return
     raise UserError(
@@ -119,14 +110,16 @@ def describe_plan(plan: CapturePlan) -> str:
     """What --dry_run prints: positions and bytes of the whole cache, what of it is there, and the room for it."""
     shards = plan.dataset.manifest.shards
     size, free = count_cache(plan, shards), free_bytes(plan.config.output)
-    most = "at most " if isinstance(plan.signal, SampledSpec) else ""
+    most_signal = "at most " if isinstance(plan.signal, SampledSpec) else ""
+    most_file = "at most " if plan.config.compression != "none" else most_signal
     spec = ", ".join(f"{name} {value}" for name, value in spec_to_json(plan.signal).items() if name != "kind")
     lines = {
         "data": f"{len(shards)} shards, {len(plan.dataset)} samples, {plan.dataset.num_tokens} tokens",
         "signal": f"{plan.signal.kind}: {spec}",
         "positions": f"{size.num_positions} (policy {plan.positions}; counted over all samples)",
-        "signal bytes": f"{most}{size.signal_bytes}",
-        "file bytes": f"{most}{size.file_bytes} in {2 * len(shards)} files",
+        "signal bytes": f"{most_signal}{size.signal_bytes}",
+        "file bytes": f"{most_file}{size.file_bytes} in {2 * len(shards)} files",
+        "compression": plan.config.compression,
         "there already": f"{len(shards) - len(plan.missing)} of {len(shards)} shards",
         "free bytes": f"{free} at {plan.config.output}",
     }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.losses.chunked import compute_logits
+from pipeline.teacher.bit_packing import id_bits
 from pipeline.teacher.signals import (
     HiddenSignal,
     HiddenSpec,
@@ -27,7 +28,6 @@ from pipeline.teacher.signals import (
     TopKSignal,
     TopKSpec,
     concatenate_signals,
-    id_bits,
 )
 
 _DRAWS_A_BLOCK = 4  # 64-bit numbers from one value of Philox4x64's counter
@@ -57,7 +57,7 @@ def extract_signal(
     """
     _check_sizes(spec, hidden, lm_head_weight, positions)
     if isinstance(spec, HiddenSpec):
-        return HiddenSignal.encode(spec, hidden.to(torch.float32).cpu().numpy())
+        return HiddenSignal.encode(spec, hidden.cpu().to(torch.float32).numpy())
     parts = []
     for start in range(0, max(len(positions), 1), chunk_size):  # one empty chunk where there are no positions
         logits = compute_logits(hidden[start : start + chunk_size], lm_head_weight)
@@ -94,7 +94,20 @@ def _largest(spec: TopKSpec, logits: Tensor) -> TopKSignal:
 
 def _draw(spec: SampledSpec, logits: Tensor, sample_key: str, positions: np.ndarray) -> SampledSignal:
     uniform = torch.from_numpy(uniform_draws(spec, sample_key, positions)).to(logits.device)
-    return _count(spec, np.sort(invert_distribution(logits, uniform).cpu().numpy(), 1))
+    entropy = compute_entropy(logits).cpu().numpy().astype(np.float32)
+    return _count(spec, np.sort(invert_distribution(logits, uniform).cpu().numpy(), 1), entropy)
+
+
+def compute_entropy(logits: Tensor) -> Tensor:
+    """Entropy of each row's distribution in nats, [C].
+
+    Args:
+        logits: [C, V]; each row is shifted to a maximum of 0.
+    """
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp()
+    total = weights.sum(-1)
+    mean_log_weight = weights.mul_(logits).sum(-1) / total
+    return (total.log() - mean_log_weight).clamp_(min=0)  # a rounding error below 0 where one token has all the mass
 
 
 def invert_distribution(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -117,8 +130,8 @@ def invert_distribution(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(bounds, targets, right=True)
 
 
-def _count(spec: SampledSpec, drawn: np.ndarray) -> SampledSignal:
-    """`drawn` int64 [M, num_draws], ascending."""
+def _count(spec: SampledSpec, drawn: np.ndarray, entropy: np.ndarray) -> SampledSignal:
+    """`drawn` int64 [M, num_draws], ascending; `entropy` float32 [M]."""
     is_first = np.ones(drawn.shape, bool)
     is_first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
     counts = np.diff(np.flatnonzero(is_first), append=drawn.size)
@@ -127,6 +140,7 @@ def _count(spec: SampledSpec, drawn: np.ndarray) -> SampledSignal:
         is_first.sum(1).astype(np.uint16),
         drawn[is_first].astype(np.uint32),
         counts.astype(spec.count_dtype),
+        entropy,
     )
 
 

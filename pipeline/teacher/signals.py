@@ -4,7 +4,8 @@ M positions of one sample, each with the teacher's distribution over V tokens in
 
 - hidden: the final normed hidden state. The frozen head turns it into the exact distribution.
 - topk: the K most probable ids with their log-probabilities, and the log of all the remaining mass.
-- sampled: N draws from the distribution as distinct ids with counts, an unbiased estimate of it (arXiv 2503.16870).
+- sampled: N draws from the distribution as distinct ids with counts, an unbiased estimate of it (arXiv 2503.16870),
+  and its entropy, which makes the KL from the draws unbiased.
 
 A spec says which form; a signal holds the arrays of some positions; `to_members` and `from_members` are the arrays
 as files, by file name. Positions are independent: any of them may be selected, reordered and concatenated.
@@ -17,10 +18,11 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.teacher.bit_packing import id_bits, pack_ids, packed_size, unpack_ids
+from pipeline.teacher.bit_packing import pack_ids, packed_size, unpack_ids
 
 STORED_DTYPES = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16, "int8": np.int8}
 MASS_TOLERANCE = 0.02  # float16 keeps a log-probability down to -16 to 0.4 %, one down to -32 to 0.8 %
+ENTROPY_TOLERANCE = 1e-3  # nats; sums in float32 are off by less
 MAX_SIZE = 1 << 31
 
 Members = dict[str, np.ndarray]
@@ -43,13 +45,10 @@ class HiddenSpec:
             raise UserError(f"signal dtype {self.dtype!r}: there are {', '.join(STORED_DTYPES)}")
         _check_range("hidden_size", self.hidden_size, 1, MAX_SIZE)
 
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        return ("hidden.npy", "scale.npy") if self.dtype == "int8" else ("hidden.npy",)
-
-    def bytes_per_position(self) -> float:
-        """Exact size of a position's arrays; file headers and compression are not counted."""
-        return float(self.hidden_size * np.dtype(STORED_DTYPES[self.dtype]).itemsize + 4 * (self.dtype == "int8"))
+    def member_bytes(self, num_positions: int) -> dict[str, int]:
+        """Names of a signal's members, in order, and the bytes of their arrays."""
+        hidden = num_positions * self.hidden_size * np.dtype(STORED_DTYPES[self.dtype]).itemsize
+        return {"hidden.npy": hidden} | ({"scale.npy": 4 * num_positions} if self.dtype == "int8" else {})
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,16 @@ class TopKSpec:
     k: int
     vocab_size: int
     kind: ClassVar[str] = "topk"
-    member_names: ClassVar[tuple[str, ...]] = ("ids.npy", "log_probs.npy", "tail.npy")
 
     def __post_init__(self) -> None:
         _check_range("vocab_size", self.vocab_size, 1, MAX_SIZE)
         _check_range("k", self.k, 1, self.vocab_size)
 
-    def bytes_per_position(self) -> float:
-        """Exact size of a position's arrays; file headers and compression are not counted."""
-        return float(packed_size(self.k, self.vocab_size) + 2 * self.k + 4)
+    def member_bytes(self, num_positions: int) -> dict[str, int]:
+        """Names of a signal's members, in order, and the bytes of their arrays."""
+        ids = packed_size(self.k, self.vocab_size)
+        sizes = {"ids.npy": ids, "log_probs.npy": 2 * self.k, "tail.npy": 4}
+        return {name: num_positions * size for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ class SampledSpec:
     seed: int
     vocab_size: int
     kind: ClassVar[str] = "sampled"
-    member_names: ClassVar[tuple[str, ...]] = ("num_ids.npy", "ids.npy", "counts.npy")
 
     def __post_init__(self) -> None:
         _check_range("vocab_size", self.vocab_size, 1, MAX_SIZE)
@@ -89,10 +88,12 @@ class SampledSpec:
     def count_dtype(self) -> np.dtype:
         return np.dtype(np.uint8 if self.num_draws <= 255 else np.uint16)
 
-    def bytes_per_position(self) -> float:
-        """Upper bound, reached where all draws differ; headers, compression and a sample's last byte not counted."""
-        most = min(self.num_draws, self.vocab_size)
-        return 2 + most * (id_bits(self.vocab_size) / 8 + self.count_dtype.itemsize)
+    def member_bytes(self, num_positions: int) -> dict[str, int]:
+        """Names of a signal's members, in order, and the bytes of their arrays where all draws differ: the most."""
+        most = num_positions * min(self.num_draws, self.vocab_size)
+        ids, counts = packed_size(most, self.vocab_size), most * self.count_dtype.itemsize
+        num_ids, entropy = 2 * num_positions, 4 * num_positions
+        return {"num_ids.npy": num_ids, "ids.npy": ids, "counts.npy": counts, "entropy.npy": entropy}
 
 
 SignalSpec = HiddenSpec | TopKSpec | SampledSpec
@@ -257,18 +258,20 @@ class TopKSignal:
 class SampledSignal:
     """`num_ids` uint16 [M] distinct ids a position; over all positions `ids` uint32 and `counts` (spec.count_dtype).
 
-    Within a position ids ascend, and the counts sum to num_draws.
+    Within a position ids ascend, and the counts sum to num_draws. `entropy` float32 [M] is that of the distribution
+    that was drawn from, in nats.
     """
 
     spec: SampledSpec
     num_ids: np.ndarray
     ids: np.ndarray
     counts: np.ndarray
+    entropy: np.ndarray
 
     def to_members(self) -> Members:
         """The arrays as stored, by file name; `ids.npy` is packed over all positions."""
         packed = pack_ids(self.ids, self.spec.vocab_size)
-        return {"num_ids.npy": self.num_ids, "ids.npy": packed, "counts.npy": self.counts}
+        return {"num_ids.npy": self.num_ids, "ids.npy": packed, "counts.npy": self.counts, "entropy.npy": self.entropy}
 
     @classmethod
     def from_members(cls, spec: SampledSpec, members: Members, num_positions: int) -> "SampledSignal":
@@ -281,6 +284,7 @@ class SampledSignal:
         total = int(num_ids.sum(dtype=np.int64))
         counts = _member(members, "counts.npy", spec.count_dtype, (total,))
         packed = _member(members, "ids.npy", np.uint8, (packed_size(total, spec.vocab_size),))
+        entropy = _member(members, "entropy.npy", np.float32, (num_positions,))
         ids = unpack_ids(packed, total, spec.vocab_size)
         owners = np.repeat(np.arange(num_positions), num_ids)
         if ((owners[1:] == owners[:-1]) & (ids[1:] <= ids[:-1])).any():
@@ -288,7 +292,9 @@ class SampledSignal:
         draws = np.bincount(owners, counts, num_positions)
         if not (counts > 0).all() or not (draws == spec.num_draws).all():
             raise ValueError(f"counts.npy does not sum to {spec.num_draws} draws at each position")
-        return cls(spec, num_ids, ids, counts)
+        if not ((entropy >= 0) & (entropy <= np.log(spec.vocab_size) + ENTROPY_TOLERANCE)).all():
+            raise ValueError(f"entropy.npy holds a value that is none of {spec.vocab_size} tokens")
+        return cls(spec, num_ids, ids, counts, entropy)
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids int64 and counts [M, largest num_ids]; the places without an id hold id 0 and count 0."""
@@ -303,13 +309,13 @@ class SampledSignal:
         starts, chosen = np.cumsum(lengths) - lengths, lengths[rows]
         shift = np.repeat(starts[rows] - (np.cumsum(chosen) - chosen), chosen)
         taken = np.arange(len(shift)) + shift
-        return SampledSignal(self.spec, self.num_ids[rows], self.ids[taken], self.counts[taken])
+        return SampledSignal(self.spec, self.num_ids[rows], self.ids[taken], self.counts[taken], self.entropy[rows])
 
     @classmethod
     def concatenate(cls, signals: Sequence["SampledSignal"]) -> "SampledSignal":
         """All positions, one signal after the other; the specs must be equal."""
-        spec = _common_spec(signals)
-        return cls(spec, *(np.concatenate([getattr(s, n) for s in signals]) for n in ("num_ids", "ids", "counts")))
+        spec, names = _common_spec(signals), ("num_ids", "ids", "counts", "entropy")
+        return cls(spec, *(np.concatenate([getattr(s, n) for s in signals]) for n in names))
 
 
 Signal = HiddenSignal | TopKSignal | SampledSignal

@@ -123,7 +123,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     seed = secrets.randbits(31) if arguments.seed is None else arguments.seed
     cache, counts = verify_cache(arguments.folder, dataset, arguments.sample, seed)
     notes = f"{counts.num_samples:,} samples, {counts.num_positions:,} positions in {len(cache.shards)} shards, "
-    notes += f"signal {cache.info.signal.kind}, positions {cache.info.positions}"
+    notes += f"signal {cache.info.signal.kind}, positions {cache.info.positions}, compression {cache.info.compression}"
     if dataset is None:
         notes += "; not compared with the data (--data)"
     if arguments.sample is not None:

@@ -5,12 +5,13 @@ consecutive samples from (k * ranks + r) * micro. All by arithmetic: the positio
 consumed so far over all ranks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from pipeline.config import TrainConfig, WindowConfig
 from pipeline.data.collate import Batch, DrawnSample, collate
 from pipeline.data.loader import SampleStream
+from pipeline.training.cached_teacher import CachedTeacher
 from pipeline.training.schedules import draw_window
 
 
@@ -40,6 +41,7 @@ class BatchSource:
     """This rank's micro-batches, step after step, read ahead in the background.
 
     Args:
+        teacher: where signals of the samples come from, if not from a teacher that runs.
         position: samples consumed so far over all ranks; everything follows from it.
         num_steps: how many steps there will be.
     """
@@ -49,13 +51,15 @@ class BatchSource:
         stream: SampleStream,
         train: TrainConfig,
         window: WindowConfig,
+        teacher: CachedTeacher | None = None,
         *,
         rank: int,
         dp_size: int,
         position: int,
         num_steps: int,
     ) -> None:
-        self._train, self._window, self._position = train, window, position
+        self._stream, self._train, self._window, self._teacher = stream, train, window, teacher
+        self._position = position
         self._num_micro_batches = train.grad_accum_steps(dp_size)
         size = train.global_batch_size
         positions = (
@@ -65,16 +69,16 @@ class BatchSource:
             for index in micro_batch
         )
         depth = max(self._num_micro_batches * train.micro_batch_size, train.loader_workers)
-        self._samples = stream.prefetch(positions, depth, train.loader_workers)
+        self._samples = stream.prefetch_with(self._draw, positions, depth, train.loader_workers)
 
     def next_step(self) -> StepBatches:
         """The next step's micro-batches.
 
         Raises:
-            DataError: a sample cannot be read or is damaged.
+            DataError: a sample or its signal cannot be read or is damaged.
         """
         size = self._train.micro_batch_size
-        batches = [collate(list(self._draw(size))) for _ in range(self._num_micro_batches)]
+        batches = [collate(list(islice(self._samples, size))) for _ in range(self._num_micro_batches)]
         self._position += self._train.global_batch_size
         return StepBatches(batches, self._position)
 
@@ -82,8 +86,12 @@ class BatchSource:
         """Ends the threads that read ahead."""
         self._samples.close()
 
-    def _draw(self, count: int) -> Iterator[DrawnSample]:
-        for _ in range(count):
-            index, sample = next(self._samples)
-            window = draw_window(self._train.seed, index, sample.longest_document, self._window)
-            yield DrawnSample(index, sample, window)
+    def _draw(self, position: int) -> DrawnSample:
+        """In one of the threads."""
+        _, sample = self._stream.read(position)
+        window = draw_window(self._train.seed, position, sample.longest_document, self._window)
+        drawn = DrawnSample(position, sample, window)
+        if self._teacher is None or len(drawn.positions) == 0:
+            return drawn
+        index = self._stream.dataset_index(position)
+        return replace(drawn, signal=self._teacher.find(index, drawn.positions))

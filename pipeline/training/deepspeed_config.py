@@ -21,12 +21,7 @@ def load_deepspeed_config(path: Path, train: TrainConfig, dp_size: int) -> dict[
     Raises:
         ConfigError: the file is missing, is no JSON object, or contradicts a flag; names the key and the flag.
     """
-    require(path.is_file(), f"--ds_config {path} does not exist; see ds_configs/")
-    try:
-        user = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--ds_config {path} is not JSON: {error}") from error
-    require(isinstance(user, dict), f"--ds_config {path} must hold a JSON object, found {type(user).__name__}")
+    user = read_deepspeed_json(path)
     owned = {
         "train_batch_size": ("--train.global_batch_size", train.global_batch_size),
         "train_micro_batch_size_per_gpu": ("--train.micro_batch_size", train.micro_batch_size),
@@ -54,6 +49,21 @@ def load_deepspeed_config(path: Path, train: TrainConfig, dp_size: int) -> dict[
         )
     defaults = {"steps_per_print": None, "zero_force_ds_cpu_optimizer": False}
     return defaults | user | {key: value for key, (_, value) in owned.items()}
+
+
+def read_deepspeed_json(path: Path) -> dict[str, Any]:
+    """The user's JSON as it is.
+
+    Raises:
+        ConfigError: the file is missing or is no JSON object.
+    """
+    require(path.is_file(), f"--ds_config {path} does not exist; see ds_configs/")
+    try:
+        user = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--ds_config {path} is not JSON: {error}") from error
+    require(isinstance(user, dict), f"--ds_config {path} must hold a JSON object, found {type(user).__name__}")
+    return user
 
 
 def _enabled(section: Any) -> bool:

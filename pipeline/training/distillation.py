@@ -1,6 +1,8 @@
 """Teacher pass, student pass and loss as one module's forward.
 
-One forward, so that the engine's hooks see the same sequence of modules on every rank at every ZeRO stage.
+One forward, so that the engine's hooks see the same sequence of modules on every rank at every ZeRO stage. Where the
+teacher's signals come from a cache, the pass over the prefixes stands in its place: the same modules in the same
+order, so ranks whose samples have signals and ranks whose samples do not work together.
 """
 
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from transformers import PreTrainedModel
 from pipeline.data.collate import Batch
 from pipeline.losses.chunked_ce import chunked_cross_entropy
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.signal_kl import chunked_signal_kl
+from pipeline.losses.sparse_kl import Tail
 from pipeline.model.prefix import PrefixStore
 from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden
 
@@ -26,13 +30,17 @@ class Distillation(nn.Module):
         model: an AHN model with a frozen base.
         loss: `kl` against the full-attention teacher, or `ce` against the next token.
         loss_chunk_size: positions whose logits exist at one time.
+        topk_tail: what becomes of the mass outside the K tokens of a cached topk signal.
     """
 
-    def __init__(self, model: PreTrainedModel, loss: Literal["kl", "ce"], loss_chunk_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, loss: Literal["kl", "ce"], loss_chunk_size: int, topk_tail: Tail = "bucket"
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.loss_chunk_size = loss_chunk_size
+        self.topk_tail: Tail = topk_tail
         # In a tuple, not as an attribute: looked up through its module during a forward, ZeRO-3 would take it for
         # a parameter of this module from then on, and keep it gathered through the whole forward.
         self._head = (model.get_output_embeddings().weight,)
@@ -41,22 +49,27 @@ class Distillation(nn.Module):
         """Weighted sum of the loss over the batch's positions, in nats.
 
         Args:
-            batch: one micro-batch; without positions the loss is zero, still tied to every AHN parameter.
+            batch: one micro-batch, with the teacher's signal or without; without positions the loss is zero, still
+                tied to every AHN parameter.
             position_weights: float32 [M].
 
         Returns:
             Scalar, float32.
         """
         decoder = self.model.get_decoder()
-        if self.loss == "kl":
+        teacher_hidden = None
+        if self.loss == "kl" and batch.signal is None:
             teacher_hidden, prefixes = compute_teacher_hidden(decoder, batch)
         else:
             prefixes = compute_prefixes(decoder, batch)
-        student_hidden = self._student_hidden(decoder, batch, prefixes)
+        hidden = self._student_hidden(decoder, batch, prefixes)
         with whole(self._head[0]) as head:
-            if self.loss == "kl":
-                return chunked_forward_kl(student_hidden, teacher_hidden, head, position_weights, self.loss_chunk_size)
-            return chunked_cross_entropy(student_hidden, batch.targets, head, position_weights, self.loss_chunk_size)
+            common = head, position_weights, self.loss_chunk_size
+            if self.loss == "ce":
+                return chunked_cross_entropy(hidden, batch.targets, *common)
+            if teacher_hidden is not None:
+                return chunked_forward_kl(hidden, teacher_hidden, *common)
+            return chunked_signal_kl(hidden, batch.signal, *common, self.topk_tail)
 
     @staticmethod
     def _student_hidden(decoder: nn.Module, batch: Batch, prefixes: PrefixStore) -> Tensor:

@@ -8,6 +8,7 @@ from pipeline.config import TrainConfig, TrainRunConfig, require
 from pipeline.data.loader import PackedDataset, SampleStream, Shuffle
 from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.model.files import find_tokenizer_json
+from pipeline.training.cached_teacher import CachedTeacher, open_cached_teacher
 from pipeline.training.deepspeed_config import load_deepspeed_config
 from pipeline.training.run_folder import check_run_folder
 from pipeline.training.schedules import SMALLEST_BUDGET, window_candidates
@@ -20,6 +21,7 @@ class Plan:
     config: TrainRunConfig
     stream: SampleStream
     deepspeed: dict[str, Any]
+    teacher: CachedTeacher | None
 
 
 def preflight(config: TrainRunConfig) -> Plan:
@@ -43,7 +45,7 @@ def preflight(config: TrainRunConfig) -> Plan:
     )
     check_sequence_length(config, dataset.manifest.seq_len)
     check_run_folder(config, dataset.fingerprint)
-    return Plan(config, stream, deepspeed)
+    return Plan(config, stream, deepspeed, open_cached_teacher(config, stream))
 
 
 def open_stream(dataset: PackedDataset, train: TrainConfig) -> SampleStream:

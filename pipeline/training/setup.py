@@ -8,6 +8,8 @@ from pipeline.distributed.groups import Ranks, raise_together
 from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint
 from pipeline.model.loading import load_base
+from pipeline.teacher.fingerprint import teacher_fingerprint
+from pipeline.training.cached_teacher import check_teacher
 from pipeline.training.checkpoint import load_state, load_tensors
 from pipeline.training.distillation import Distillation
 from pipeline.training.engine import build_engine, restore_moments
@@ -19,12 +21,14 @@ def claim_output(plan: Plan, ranks: Ranks) -> str:
     """Marks --output as this run's; returns the base's fingerprint. Collective.
 
     Raises:
-        UserError: the base is not the one that the run was started with.
+        UserError: the base is not the one that the run was started with, or not the teacher of the cache.
     """
     error, fingerprint = None, ""
     try:
         fingerprint = base_fingerprint(plan.config.model)
         check_base_fingerprint(plan.config, fingerprint)
+        if plan.teacher is not None:
+            check_teacher(plan.config, plan.teacher, teacher_fingerprint(plan.config.model))
     except UserError as found:
         error = found
     raise_together(error, ranks)
@@ -58,7 +62,8 @@ def build_training(plan: Plan, ranks: Ranks) -> tuple[DeepSpeedEngine, TrainStat
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    engine = build_engine(Distillation(model, train.loss, train.loss_chunk_size), train, plan.deepspeed)
+    module = Distillation(model, train.loss, train.loss_chunk_size, train.topk_tail)
+    engine = build_engine(module, train, plan.deepspeed)
     if moments:
         restore_moments(engine, moments, num_updates=state.step - state.skipped_steps)
     return engine, state

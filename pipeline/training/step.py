@@ -33,6 +33,7 @@ class StepTotals:
 
     num_positions: int
     num_samples: int
+    num_cached_samples: int
     num_tokens: int
     num_windows: int
     budget_sum: int
@@ -68,6 +69,7 @@ def exchange_totals(
     mine = (
         sum(len(batch.positions) for batch in batches),
         sum(batch.num_supervised_samples for batch in batches),
+        sum(batch.num_cached_samples for batch in batches),
         sum(batch.num_tokens for batch in batches),
         len(windows),
         sum(window.lossless_budget for window in windows),

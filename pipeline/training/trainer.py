@@ -62,6 +62,7 @@ class Trainer:
             plan.stream,
             self.train,
             self.config.window,
+            plan.teacher,
             rank=ranks.rank,
             dp_size=ranks.world_size,
             position=self.state.consumed_samples,
@@ -112,6 +113,7 @@ class Trainer:
             read = self.batches.next_step()
         except DataError as found:
             error = found
+        waited = time.perf_counter() - started
         totals, stop = exchange_totals(read.micro_batches, error, bool(self.stop), self.ranks)
         if stop:
             return None
@@ -131,9 +133,9 @@ class Trainer:
             consumed_samples=read.position,
             skipped_steps=self.state.skipped_steps + (totals.num_positions == 0),
         )
-        return row | self._counts(totals, time.perf_counter() - started)
+        return row | self._counts(totals, waited, time.perf_counter() - started)
 
-    def _counts(self, totals: StepTotals, seconds: float) -> dict[str, Any]:
+    def _counts(self, totals: StepTotals, waited: float, seconds: float) -> dict[str, Any]:
         counts = {
             "data/positions": totals.num_positions,
             "data/samples": totals.num_samples,
@@ -141,8 +143,11 @@ class Trainer:
             "data/consumed_samples": self.state.consumed_samples,
             "train/skipped_steps": self.state.skipped_steps,
             "perf/step_s": seconds,
+            "perf/data_wait_s": waited,  # of this rank, which is the main one
             "perf/tokens_per_s": totals.num_tokens / seconds,
         }
+        if self.config.teacher_cache is not None:
+            counts["teacher/cached_samples"] = totals.num_cached_samples
         if totals.num_windows:
             counts["window/budget"] = totals.budget_sum / totals.num_windows
             counts["window/sinks"] = totals.sink_sum / totals.num_windows

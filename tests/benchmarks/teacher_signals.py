@@ -1,8 +1,7 @@
 """What each teacher signal costs and loses: SmolLM2-135M on real text, full attention teaching sinks + window.
 
-Against the dense KL at the same positions: the loss (of `sampled` after the teacher's entropy is taken off), and the
-gradient to the student's hidden states, all positions as one vector. The teacher runs in float32: one that runs in
-bfloat16 would lose nothing in bfloat16.
+Against the dense KL at the same positions: the loss, and the gradient to the student's hidden states, all positions as
+one vector. The teacher runs in float32: one that runs in bfloat16 would lose nothing in bfloat16.
 """
 
 import statistics
@@ -44,7 +43,7 @@ def run() -> dict:
     dense = _loss_and_gradient(student, lambda s: chunked_forward_kl(s, teacher, head, weights, CHUNK))
     entropy = _mean_entropy(teacher, head)
     print(f"\ndense KL {dense[0]:.4f} nats, the teacher's entropy {entropy:.4f}, {NUM_POSITIONS} positions")
-    rows = [_measure(spec, tail, teacher, student, head, weights, dense, entropy) for spec, tail in runs]
+    rows = [_measure(spec, tail, teacher, student, head, weights, dense) for spec, tail in runs]
     return {"kl": dense[0], "entropy": entropy, "signals": report("teacher signals against the dense KL", rows)}
 
 
@@ -73,7 +72,6 @@ def _measure(
     head: Tensor,
     weights: Tensor,
     dense: tuple[float, Tensor],
-    entropy: float,
 ) -> dict:
     positions = np.arange(NUM_POSITIONS)
     signal: Signal = extract_signal(spec, teacher, head, "benchmark", positions, CHUNK)
@@ -81,7 +79,6 @@ def _measure(
         seconds(lambda: extract_signal(spec, teacher, head, "benchmark", positions, CHUNK)) for _ in range(REPEATS)
     ]
     loss, gradient = _loss_and_gradient(student, lambda s: _distil(signal, s, head, weights, tail))
-    loss -= entropy * isinstance(spec, SampledSpec)
     return {
         "signal": _name(spec, tail),
         "bytes_a_position": sum(array.nbytes for array in signal.to_members().values()) / NUM_POSITIONS,
@@ -106,7 +103,8 @@ def _distil(signal: Signal, student: Tensor, head: Tensor, weights: Tensor, tail
     if isinstance(signal, TopKSignal):
         arrays = signal.ids.astype(np.int64), signal.log_probs, signal.log_tail
         return chunked_topk_kl(student, *map(torch.from_numpy, arrays), head, weights, CHUNK, tail)
-    return chunked_sampled_kl(student, *map(torch.from_numpy, signal.padded()), head, weights, CHUNK)
+    arrays = *signal.padded(), signal.entropy
+    return chunked_sampled_kl(student, *map(torch.from_numpy, arrays), head, weights, CHUNK)
 
 
 def _loss_and_gradient(student: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:

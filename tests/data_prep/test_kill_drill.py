@@ -1,8 +1,6 @@
 """Thirty SIGKILLs at random instants, with processes and with MPI: the folder ends as if nothing had happened."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +11,7 @@ import pytest
 
 from data_prep.verify import verify_folder
 from tests.drill import record
+from tests.killing import elapsed, kill_when
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "prepare.py"
 NUM_KILLS = 30
@@ -52,32 +51,6 @@ def _run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _kill_after(command: list[str], seconds: float, only_one: random.Random | None) -> bool:
-    """Kills the whole session, or one random process of it, unless the run was quicker."""
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
-        try:
-            run.wait(seconds)
-            return False
-        except subprocess.TimeoutExpired:
-            members = _members(run.pid)
-            if only_one is not None and members:
-                os.kill(only_one.choice(members), signal.SIGKILL)
-                time.sleep(0.5)
-            os.killpg(run.pid, signal.SIGKILL)
-    return True
-
-
-def _members(session: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                found += [int(entry.name)] if os.getsid(int(entry.name)) == session else []
-            except ProcessLookupError:
-                continue
-    return found
-
-
 @pytest.mark.drill
 @pytest.mark.timeout(3600)
 def test_thirty_kills(smollm2: Path, tmp_path: Path) -> None:
@@ -100,7 +73,8 @@ def test_thirty_kills(smollm2: Path, tmp_path: Path) -> None:
         for _ in range(rng.randint(2, 5)):
             way = min(kills, key=lambda w: (kills[w], rng.random()))
             only_one = rng if rng.random() < 0.3 else None
-            kills[way] += _kill_after(_command(way, output, smollm2, dedup), rng.uniform(0.5, seconds), only_one)
+            instant = elapsed(rng.uniform(0.5, seconds))
+            kills[way] += kill_when(instant, [_command(way, output, smollm2, dedup)], only_one)
         _run(_command(rng.choice(list(WAYS)), output, smollm2, dedup))
         assert _content(output) == whole[dedup]
     record("prepare_kills", {"seed": seed, "kills": kills, "folders": folders, "identical": True})

@@ -1,7 +1,6 @@
 """A run that was killed at any instant goes on, and ends with the bytes of one that was not."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -16,9 +15,10 @@ from data_prep.receipts import UNITS_FOLDER
 from data_prep.verify import verify_folder
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import DataError, Manifest
+from tests.killing import marked_processes, new_mark
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "prepare.py"
-KILLED_RUN = Path(__file__).with_name("killed_run.py")
+KILLED_RUN = [sys.executable, Path(__file__).parents[1] / "killed_run.py", LAUNCHER]
 Prepare = Callable[..., Manifest]
 pytestmark = pytest.mark.slow
 
@@ -69,8 +69,7 @@ def test_killed_at_a_named_instant(
     corpus: Path, tiny_tokenizer: Path, tmp_path: Path, whole: Callable, function: str, number: int, dedup: str
 ) -> None:
     arguments = flags(corpus, tiny_tokenizer, tmp_path / "out", "--dedup", dedup)
-    killed = subprocess.run([sys.executable, KILLED_RUN, function, str(number), *arguments], capture_output=True,
-                            timeout=60)  # fmt: skip
+    killed = subprocess.run([*KILLED_RUN, function, str(number), *arguments], capture_output=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(DataError, match="is not finished"):
         PackedDataset(tmp_path / "out")
@@ -82,7 +81,7 @@ def test_killed_after_the_mark_the_folder_is_finished(
     corpus: Path, tiny_tokenizer: Path, tmp_path: Path, whole: Callable
 ) -> None:
     arguments = flags(corpus, tiny_tokenizer, tmp_path / "out")
-    command = [sys.executable, KILLED_RUN, "data_prep.manifest:remove_scratch", "1", *arguments]
+    command = [*KILLED_RUN, "data_prep.manifest:remove_scratch", "1", *arguments]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == -signal.SIGKILL
     assert len(PackedDataset(tmp_path / "out")) > 0
     done = subprocess.run([sys.executable, LAUNCHER, *arguments], check=True, capture_output=True, timeout=60)
@@ -91,33 +90,18 @@ def test_killed_after_the_mark_the_folder_is_finished(
     verify_folder(tmp_path / "out")
 
 
-def processes_mentioning(text: str) -> list[int]:
-    """Processes that were started with `text` in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:  # ended, or not ours
-                continue
-            if text.encode() in environment:
-                found.append(int(entry.name))
-    return found
-
-
 def test_workers_end_with_a_killed_run_whose_work_is_kept(
     corpus: Path, tiny_tokenizer: Path, tmp_path: Path, whole: Callable
 ) -> None:
-    output, marker = tmp_path / "out", f"AHN_TEST_RUN={tmp_path}"
+    output, (mark, environment) = tmp_path / "out", new_mark()
     arguments = flags(corpus, tiny_tokenizer, output, "--num_workers", "2")
-    environment = os.environ | dict([marker.split("=", 1)])
     run = subprocess.Popen([sys.executable, LAUNCHER, *arguments], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list((output / UNITS_FOLDER).glob("[0-9]*.json"))) < 2:
         assert run.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
     run.send_signal(signal.SIGKILL)
     run.wait()
-    while orphans := processes_mentioning(marker):
+    while orphans := marked_processes(mark):
         assert time.monotonic() < deadline, f"workers {orphans} outlived their run"
     subprocess.run([sys.executable, LAUNCHER, *arguments], check=True, capture_output=True, timeout=60)
     assert json.loads((output / "run.json").read_text())["units_reused"] >= 2

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,25 +65,26 @@ def run_ranks(
     arguments: Sequence[object],
     folder: Path,
     *,
+    num_ranks: int = 2,
     timeout: float = 120,
     meanwhile: Callable[[int], None] | None = None,
     **env: str,
 ) -> list[Finished]:
-    """Runs `script` as two ranks without a launcher in between, so that each rank's own end is seen.
+    """Runs `script` as several ranks without a launcher in between, so that each rank's own end is seen.
 
     `meanwhile` is called with the first rank's process id while they run.
     """
-    port, begin = str(free_port()), time.monotonic()
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    command = [sys.executable, script, *arguments]
-    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **env}
-    with (
-        started(command, logs[0], environment(RANK="0", LOCAL_RANK="0", **address)) as first,
-        started(command, logs[1], environment(RANK="1", LOCAL_RANK="1", **address)) as second,
-    ):
+    begin, command = time.monotonic(), [sys.executable, script, *arguments]
+    address = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **env}
+    logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
+    with ExitStack() as stack:
+        processes = []
+        for rank, log in enumerate(logs):
+            own = environment(RANK=str(rank), LOCAL_RANK=str(rank), **address)
+            processes.append(stack.enter_context(started(command, log, own)))
         if meanwhile is not None:
-            meanwhile(first.pid)
-        codes = [process.wait(max(1.0, timeout - (time.monotonic() - begin))) for process in (first, second)]
+            meanwhile(processes[0].pid)
+        codes = [process.wait(max(1.0, timeout - (time.monotonic() - begin))) for process in processes]
     seconds = time.monotonic() - begin
     return [Finished(code, log.read_text(errors="replace"), seconds) for code, log in zip(codes, logs, strict=True)]
 

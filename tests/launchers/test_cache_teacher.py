@@ -138,6 +138,8 @@ def test_mistakes_are_refused_in_one_line_before_torch_is_imported(inputs, refus
     assert "--dtype int8: has no meaning for --signal topk" in refused(
         SCRIPT, *inputs, *signal_flags, "--dtype", "int8"
     )
+    zero2 = REPOSITORY / "ds_configs/zero2.json"
+    assert "has ZeRO stage 2, only stage 3" in refused(SCRIPT, *inputs, *signal_flags, "--ds_config", zero2)
     assert "sgnal" in refused(SCRIPT, *inputs, *output, "--sgnal", "topk")
     assert "has no config.json" in refused(SCRIPT, "--model", tmp_path, *inputs[2:], *signal_flags)
     assert "does not exist" in refused(SCRIPT, *inputs[:2], "--data", tmp_path / "gone", *signal_flags)
@@ -169,7 +171,7 @@ def test_a_disk_without_room_ends_in_one_line_and_a_rerun_goes_on(inputs, whole,
     cache = tmp_path / "cache"
     flags = [*inputs, "--output", cache, "--signal", "sampled"]
     sizes = [path.stat().st_size for path in sorted(whole.glob("*.tar"))]
-    limit = max(sizes[:3])
+    limit = sizes[0]
     assert limit < max(sizes)
     code = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
     code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -177,6 +179,6 @@ def test_a_disk_without_room_ends_in_one_line_and_a_rerun_goes_on(inputs, whole,
         _, error = job.communicate(timeout=60)
     assert job.returncode == 2 and "Traceback" not in error, error
     assert f"error: --output {cache} cannot be written: File too large; mend that" in error.splitlines()[-1]
-    assert len(list(cache.glob("*.idx.npy"))) >= 3
+    assert list(cache.glob("*.idx.npy"))
     assert launch(SCRIPT, *flags).returncode == 0
     assert content(cache) == content(whole)

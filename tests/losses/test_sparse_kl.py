@@ -34,11 +34,11 @@ def top_k(teacher, head, k):
 
 
 def some_draws(teacher, head, num_draws):
-    """Padded ids and counts as the loss takes them, and p^ over the whole vocabulary."""
+    """Padded ids, counts and entropy as the loss takes them, and p^ over the whole vocabulary."""
     signal = extract_signal(SampledSpec(num_draws, 3, len(head)), teacher, head, "key", np.arange(len(teacher)))
-    ids, counts = map(torch.from_numpy, signal.padded())
+    ids, counts, entropy = map(torch.from_numpy, (*signal.padded(), signal.entropy))
     p_hat = torch.zeros(len(teacher), len(head), dtype=teacher.dtype)
-    return ids, counts, p_hat.scatter_add_(-1, ids, counts.to(teacher.dtype)) / num_draws
+    return ids, counts, entropy, p_hat.scatter_add_(-1, ids, counts.to(teacher.dtype)) / num_draws
 
 
 def naive_topk(student, head, ids, log_probs, log_tail, tail):
@@ -73,19 +73,19 @@ def test_top_k_loss_and_its_gradient_equal_those_of_whole_logits(shape, tail):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sampled_loss_and_its_gradient_equal_those_of_whole_logits(shape):
     student, teacher, head, weights = draw(*shape)
-    ids, counts, p_hat = some_draws(teacher, head, 20)
+    ids, counts, entropy, p_hat = some_draws(teacher, head, 20)
     for chunk_size in CHUNKS:
-        actual = chunked_sampled_kl(student, ids, counts, head, weights, chunk_size)
+        actual = chunked_sampled_kl(student, ids, counts, entropy, head, weights, chunk_size)
         log_q = F.log_softmax(student @ head.T, -1)
-        assert_equal_to(actual, -((p_hat * log_q).sum(-1) * weights).sum(), student)
+        assert_equal_to(actual, -(((p_hat * log_q).sum(-1) + entropy) * weights).sum(), student)
 
 
 def test_numerical_gradients():
     student, teacher, head, weights = draw(5, 9)
-    sparse, (ids, counts, _) = top_k(teacher, head, 3), some_draws(teacher, head, 6)
+    sparse, sampled = top_k(teacher, head, 3), some_draws(teacher, head, 6)[:3]
     for tail in ("bucket", "renormalise"):
         assert torch.autograd.gradcheck(lambda s, t=tail: chunked_topk_kl(s, *sparse, head, weights, 2, t), student)
-    assert torch.autograd.gradcheck(lambda s: chunked_sampled_kl(s, ids, counts, head, weights, 2), student)
+    assert torch.autograd.gradcheck(lambda s: chunked_sampled_kl(s, *sampled, head, weights, 2), student)
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
@@ -150,7 +150,7 @@ def test_no_positions_give_zero_and_a_zero_gradient():
     student, teacher, head, weights = draw(0, 7)
     for loss in (
         chunked_topk_kl(student, *top_k(teacher, head, 3), head, weights),
-        chunked_sampled_kl(student, *some_draws(teacher, head, 3)[:2], head, weights),
+        chunked_sampled_kl(student, *some_draws(teacher, head, 3)[:3], head, weights),
     ):
         assert loss.item() == 0
         assert torch.autograd.grad(loss, student)[0].shape == (0, HIDDEN)
@@ -158,22 +158,35 @@ def test_no_positions_give_zero_and_a_zero_gradient():
 
 def test_order_and_company_of_positions_do_not_matter():
     student, teacher, head, weights = draw(65, 100)
-    sparse, (ids, counts, _) = top_k(teacher, head, 5), some_draws(teacher, head, 20)
+    sparse, draws = top_k(teacher, head, 5), some_draws(teacher, head, 20)[:3]
     order = torch.randperm(65)
 
     def gradient(hidden, weights, rows):
         hidden = hidden.detach().requires_grad_()
         topk = chunked_topk_kl(hidden, *(t[rows] for t in sparse), head, weights, 16)
-        sampled = chunked_sampled_kl(hidden, ids[rows], counts[rows], head, weights, 16)
+        sampled = chunked_sampled_kl(hidden, *(t[rows] for t in draws), head, weights, 16)
         return torch.stack([torch.autograd.grad(loss, hidden)[0] for loss in (topk, sampled)])
 
     whole = gradient(student, weights, torch.arange(65))
     torch.testing.assert_close(gradient(student[order], weights[order], order), whole[:, order], rtol=1e-12, atol=1e-15)
 
 
-def test_the_mean_gradient_over_draws_converges_to_the_dense_one():
+def test_a_teacher_with_one_token_gives_its_dense_kl_at_every_draw():
+    head = torch.eye(5, dtype=torch.float64) * 900
+    torch.manual_seed(0)
+    student, weights = torch.rand(4, 5, dtype=torch.float64, requires_grad=True), torch.rand(4, dtype=torch.float64)
+    teacher = torch.eye(5, dtype=torch.float64)[:4]
+    ids, counts, entropy, _ = some_draws(teacher, head, 7)
+    assert ids.flatten().tolist() == [0, 1, 2, 3] and entropy.tolist() == [0.0] * 4
+    dense = chunked_forward_kl(student, teacher, head, weights)
+    assert dense.item() > 100
+    assert_equal_to(chunked_sampled_kl(student, ids, counts, entropy, head, weights), dense, student)
+
+
+def test_the_mean_loss_and_gradient_over_draws_converge_to_the_dense_ones():
     """One position drawn again and again, N draws each time. The squared error of the mean of R gradients has the
-    mean trace(Cov) / (R N), Cov being that of one draw's row of the head."""
+    mean trace(Cov) / (R N), Cov being that of one draw's row of the head; that of the mean of R losses has the
+    mean Var(log q) / (R N)."""
     num_draws, vocab_size, hidden_size = 50, 60, 16
     student, teacher, head, _ = draw(1, vocab_size, hidden_size=hidden_size)
     teacher *= 0.25  # flat enough to have a tail
@@ -185,8 +198,8 @@ def test_the_mean_gradient_over_draws_converges_to_the_dense_one():
     spec = SampledSpec(num_draws, 0, vocab_size)
     signal = extract_signal(spec, teacher.expand(repeats, -1), head, "key", np.arange(repeats))
     repeated = student.detach().repeat(repeats, 1).requires_grad_()
-    ids, counts = map(torch.from_numpy, signal.padded())
-    loss = chunked_sampled_kl(repeated, ids, counts, head, torch.ones(repeats, dtype=torch.float64), 1000)
+    sampled = [torch.from_numpy(array) for array in (*signal.padded(), signal.entropy)]
+    loss = chunked_sampled_kl(repeated, *sampled, head, torch.ones(repeats, dtype=torch.float64), 1000)
     grads = torch.autograd.grad(loss, repeated)[0]
 
     for averaged in (1, 10, 100, 1000, 10_000):
@@ -196,8 +209,13 @@ def test_the_mean_gradient_over_draws_converges_to_the_dense_one():
         print(f"mean of {averaged} x {num_draws} draws: relative error {squared**0.5 / dense.norm():.4f}, "
               f"squared error / expected {ratio:.2f}")  # fmt: skip
         assert 0.1 < ratio < 3 if averaged > 1000 else 0.5 < ratio < 1.6
-    entropy = torch.special.entr(p).sum().item()
-    assert loss.item() / repeats == pytest.approx(dense_kl.item() + entropy, rel=2e-3)
+    log_q = F.log_softmax(student @ head.T, -1)[0]
+    variance = (p @ log_q.square() - (p @ log_q).square()).item()
+    deviations = (loss.item() / repeats - dense_kl.item()) / (variance / (repeats * num_draws)) ** 0.5
+    print(f"mean loss {loss.item() / repeats:.5f}, dense KL {dense_kl.item():.5f}: {deviations:.2f} deviations off")
+    assert abs(deviations) < 3
+    plug_in = torch.special.entr(sampled[1] / num_draws).sum(-1).mean().item()
+    assert signal.entropy[0] - plug_in > 20 * (variance / (repeats * num_draws)) ** 0.5, "no bias would be seen"
 
     biased = chunked_topk_kl(student, *top_k(teacher, head, 10), head, torch.ones(1), tail="renormalise")
     error = (torch.autograd.grad(biased, student)[0][0] - dense).square().sum()
@@ -220,7 +238,8 @@ def distil(count):
     log_probs, log_tail = torch.from_numpy(topk.log_probs), torch.from_numpy(topk.log_tail)
     chunked_topk_kl(student, ids, log_probs, log_tail, head, weights, 32).backward()
     sampled = extract_signal(SampledSpec(50, 0, 49152), teacher[:count], head, "key", positions, 32)
-    chunked_sampled_kl(student, *map(torch.from_numpy, sampled.padded()), head, weights, 32).backward()
+    draws = map(torch.from_numpy, (*sampled.padded(), sampled.entropy))
+    chunked_sampled_kl(student, *draws, head, weights, 32).backward()
 distil(1)
 before = peak()
 distil(1024)

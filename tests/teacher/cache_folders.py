@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.data.dataset import PackedDataset
 from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_format import PositionPolicy, TeacherInfo
+from pipeline.teacher.cache_members import Compression
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache
 from pipeline.teacher.signals import (
     HiddenSignal,
@@ -51,11 +52,14 @@ def _sample(rng: np.random.Generator, name: str, lengths: list[int] | None, labe
     return pack([whole(f"{name}-{number}", length) for number, length in enumerate(lengths)], ids, mask)
 
 
-def make_info(dataset: PackedDataset, kind: str = "hidden", min_budget: int = 0) -> TeacherInfo:
+def make_info(
+    dataset: PackedDataset, kind: str = "hidden", min_budget: int = 0, compression: Compression = "zstd"
+) -> TeacherInfo:
     """teacher.json of a cache of that data."""
     policy = PositionPolicy("past_budget", min_budget) if min_budget else PositionPolicy("all")
     tokenizer = dataset.manifest.tokenizer_sha256
-    return TeacherInfo("tiny teacher", "ab" * 32, tokenizer, dataset.fingerprint, SPECS[kind], policy)
+    hashes = "ab" * 32, tokenizer, dataset.fingerprint
+    return TeacherInfo("tiny teacher", "float32", *hashes, SPECS[kind], policy, compression)
 
 
 def make_signal(spec: SignalSpec, key: str, positions: np.ndarray) -> Signal:
@@ -73,7 +77,8 @@ def make_signal(spec: SignalSpec, key: str, positions: np.ndarray) -> Signal:
     drawn = [np.unique(rng.integers(0, spec.vocab_size, spec.num_draws), return_counts=True) for rng in rngs]
     ids, counts = (np.concatenate([pair[n] for pair in drawn] or [np.empty(0)]) for n in (0, 1))
     num_ids = np.array([len(pair[0]) for pair in drawn], np.uint16)
-    return SampledSignal(spec, num_ids, ids.astype(np.uint32), counts.astype(spec.count_dtype))
+    entropy = np.array([rng.uniform(0, np.log(spec.vocab_size)) for rng in rngs], np.float32)
+    return SampledSignal(spec, num_ids, ids.astype(np.uint32), counts.astype(spec.count_dtype), entropy)
 
 
 def write_shard(cache: Path, dataset: PackedDataset, info: TeacherInfo, number: int) -> None:
@@ -96,9 +101,11 @@ def write_missing(cache: Path, dataset: PackedDataset, info: TeacherInfo) -> lis
     return written
 
 
-def make_cache(cache: Path, dataset: PackedDataset, kind: str = "hidden", min_budget: int = 0) -> TeacherInfo:
+def make_cache(
+    cache: Path, dataset: PackedDataset, kind: str = "hidden", min_budget: int = 0, compression: Compression = "zstd"
+) -> TeacherInfo:
     """A finished cache; goes on where an earlier call was killed."""
-    info = make_info(dataset, kind, min_budget)
+    info = make_info(dataset, kind, min_budget, compression)
     begin_cache(cache, info)
     write_missing(cache, dataset, info)
     assert complete_cache(cache, dataset.manifest, {"host": "here", "seconds": 1.5})

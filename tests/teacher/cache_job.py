@@ -5,38 +5,17 @@
 cache is finished.
 """
 
-import importlib
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def kill_before(name: str, number: int) -> None:
-    """Has this process killed just before that function's `number`-th call."""
-    module_name, path = name.split(":")
-    *owners, attribute = path.split(".")
-    owner = importlib.import_module(module_name)
-    for part in owners:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, attribute), 0
-
-    def killed(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **keywords)
-
-    setattr(owner, attribute, killed)
-
-
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     from pipeline.data.dataset import PackedDataset
+    from tests.killed_run import kill_before
     from tests.teacher import cache_folders
 
     if len(sys.argv) > 3:

@@ -1,5 +1,6 @@
 """Any sample at any of its positions, with a check on every read, from several threads, finished or not."""
 
+import dataclasses
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pipeline.data.shard_format import DataError
 from pipeline.losses.positions import supervised_positions
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_writer import begin_cache
-from pipeline.teacher.signals import Signal
+from pipeline.teacher.signals import HiddenSpec, Signal
 from tests.teacher.cache_folders import SPECS, make_cache, make_data, make_info, make_signal, write_shard
 
 MIN_BUDGET = 3
@@ -26,11 +27,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
 
 @pytest.fixture(scope="module")
 def caches(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished cache of every kind of signal."""
+    """A finished cache of every kind of signal: compressed, and ("plain KIND") not."""
     folder = tmp_path_factory.mktemp("caches")
     for kind in SPECS:
-        make_cache(folder / kind, dataset, kind, MIN_BUDGET)
-    return {kind: folder / kind for kind in SPECS}
+        make_cache(folder / kind, dataset, kind, MIN_BUDGET, "zstd")
+        make_cache(folder / f"plain {kind}", dataset, kind, MIN_BUDGET, "none")
+    return {path.name: path for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def assert_equal(found: Signal, due: Signal) -> None:
         assert array.dtype == expected[name].dtype and np.array_equal(array, expected[name])
 
 
-@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("kind", [*SPECS, *(f"plain {kind}" for kind in SPECS)])
 def test_every_sample_at_its_supervised_positions(dataset: PackedDataset, caches: dict[str, Path], kind: str) -> None:
     cache, order = TeacherCache(caches[kind], dataset), np.random.default_rng(1).permutation(len(dataset))
     assert cache.missing == [] and all(cache.has(number) for number in range(7))
@@ -182,6 +184,11 @@ def test_a_sample_that_is_no_signal_of_that_kind_is_named(
     shutil.copytree(caches["hidden"], tmp_path / "cache")
     for name in ("shards.json", "shards.json.sha256"):
         (tmp_path / "cache" / name).unlink()
-    shutil.copy(caches["topk"] / "teacher.json", tmp_path / "cache" / "teacher.json")
-    with pytest.raises(DataError, match=r"sample 0 of the shard \(number 0 of the data\) is no topk signal \(ids.npy"):
-        TeacherCache(tmp_path / "cache", dataset).read(0, np.array([5]))
+    info = make_info(dataset)
+    for spec, message in (
+        (HiddenSpec("float16", 6), r" is no hidden signal \(hidden.npy is uint16"),
+        (SPECS["topk"], r": not a sample of a teacher cache \(its members are"),
+    ):
+        dataclasses.replace(info, signal=spec).save(tmp_path / "cache")
+        with pytest.raises(DataError, match=rf"sample 0 of the shard \(number 0 of the data\){message}"):
+            TeacherCache(tmp_path / "cache", dataset).read(0, np.array([5]))

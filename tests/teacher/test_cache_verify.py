@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.sealed_json import seal
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
 from pipeline.data.shard_io import END_OF_TAR, OpenShard
-from pipeline.data.tar_members import npy_bytes, tar_member
+from pipeline.data.tar_members import tar_member
 from pipeline.teacher import cache_view, verify
-from pipeline.teacher.cache_format import TeacherInfo, encode_cached_sample
+from pipeline.teacher.cache_format import TeacherInfo
 from pipeline.teacher.cache_listing import Listing, listing_mark
+from pipeline.teacher.cache_members import Compression, encode_member
+from pipeline.teacher.cache_samples import encode_cached_sample
 from pipeline.teacher.cache_writer import begin_cache
 from pipeline.teacher.verify import verify_cache
 from tests.teacher.cache_folders import SPECS, make_cache, make_data, make_info, make_signal, write_shard
@@ -35,13 +38,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> P
     return make_data(tmp_path_factory.mktemp("data"), tokenizer_sha256=fingerprint)
 
 
+COMPRESSIONS = ["none", "zstd"]
+
+
 @pytest.fixture(scope="module")
 def caches(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished cache of every kind of signal."""
+    """A finished cache of every kind of signal: compressed, and ("plain KIND") not."""
     folder = tmp_path_factory.mktemp("caches")
     for kind in SPECS:
-        make_cache(folder / kind, dataset, kind, 2)
-    return {kind: folder / kind for kind in SPECS}
+        make_cache(folder / kind, dataset, kind, 2, "zstd")
+        make_cache(folder / f"plain {kind}", dataset, kind, 2, "none")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def name_of(kind: str, compression: Compression) -> str:
+    return kind if compression == "zstd" else f"plain {kind}"
 
 
 @pytest.fixture
@@ -50,18 +61,29 @@ def cache(caches: dict[str, Path], tmp_path: Path) -> Path:
     return shutil.copytree(caches["topk"], tmp_path / "cache")
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_whole_cache_passes(
-    dataset: PackedDataset, caches: dict[str, Path], capsys: pytest.CaptureFixture[str], kind: str
+    dataset: PackedDataset,
+    caches: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    compression: Compression,
 ) -> None:
-    assert verify.main([str(caches[kind]), "--data", str(dataset.folder)]) == 0
+    folder = caches[name_of(kind, compression)]
+    assert verify.main([str(folder), "--data", str(dataset.folder)]) == 0
     out = capsys.readouterr().out
-    assert "all well: 16 samples, 515 positions in 7 shards" in out and "past_budget with min_budget 2\n" in out
-    assert verify.main([str(caches[kind])]) == 0
+    assert "all well: 16 samples, 515 positions in 7 shards" in out
+    assert f"past_budget with min_budget 2, compression {compression}\n" in out
+    assert verify.main([str(folder)]) == 0
     assert "not compared with the data (--data)" in capsys.readouterr().out
 
 
-def test_any_flipped_bit_of_any_file_is_found(cache: Path) -> None:
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_any_flipped_bit_of_any_file_is_found(
+    caches: dict[str, Path], tmp_path: Path, compression: Compression
+) -> None:
+    cache = shutil.copytree(caches[name_of("topk", compression)], tmp_path / "cache")
     rng, files = random.Random(0), sorted(cache.iterdir())
     assert len(files) == 18
     for path in files:
@@ -164,7 +186,7 @@ def rewrite(cache: Path, dataset: PackedDataset, edit: Edit, info: TeacherInfo) 
         made: Parts | bytes = (sample.key, positions, make_signal(info.signal, sample.key, positions).to_members())
         if index == 1:
             made = edit(*made)
-        raw = made if isinstance(made, bytes) else encode_cached_sample(*made)
+        raw = made if isinstance(made, bytes) else encode_cached_sample(*made, info.compression)
         shard.append(raw, len(positions) if isinstance(made, bytes) else len(made[1]))
     listing.shards[0] = dataclasses.replace(shard.close())
     shard.publish()
@@ -206,31 +228,27 @@ def _extra_member(key: str, positions: np.ndarray, members: dict) -> Parts:
     return key, positions, members | {"more.npy": positions}
 
 
-def _padding(key: str, positions: np.ndarray, members: dict) -> bytes:
-    return encode_cached_sample(key, positions, members)[:-1] + b"x"
+def _reordered(key: str, positions: np.ndarray, members: dict) -> Parts:
+    return key, positions, dict(reversed(members.items()))
 
 
-def _reordered(key: str, positions: np.ndarray, members: dict) -> bytes:
-    return tar_member(f"{key}.positions.npy", npy_bytes(positions)) + b"".join(
-        tar_member(f"{key}.{name}", npy_bytes(array)) for name, array in reversed(members.items())
-    )
-
-
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize(
     ("kind", "edit", "message"),
     [
         ("topk", _without_last, r"sample 1 lacks position \d+; its 7 positions are not the 8 that the data has"),
         ("topk", _shifted, r"sample 1 (lacks|holds) position \d+; its 8 positions are not the 8"),
         ("topk", _other_key, "sample 1 has key 00000-000009, the data's sample 1 has 00000-000001"),
-        ("topk", _extra_member, "not byte for byte as this format writes them"),
-        ("topk", _padding, "not byte for byte"),
-        ("topk", _reordered, "not byte for byte"),
+        ("topk", _extra_member, "not a sample of a teacher cache .its members are"),
+        ("topk", _reordered, "not a sample of a teacher cache .its members are"),
         ("topk", _changed("log_probs.npy", lambda a: a + np.float16(1)), "no topk signal .log_probs.npy and tail.npy"),
         ("topk", _changed("log_probs.npy", lambda a: a[:, ::-1].copy()), "no topk signal .log_probs.npy does not desc"),
         ("topk", _changed("tail.npy", lambda a: _set(a, np.nan)), "do not make up one distribution"),
         ("topk", _changed("ids.npy", lambda a: a | 255), "no topk signal .ids from"),
         ("topk", _changed("ids.npy", lambda a: a[:, :-1].copy()), "no topk signal .ids.npy is uint8"),
         ("sampled", _changed("counts.npy", lambda a: _set(a, 200)), "no sampled signal .counts.npy does not sum to 9"),
+        ("sampled", _changed("entropy.npy", lambda a: _set(a, np.inf)), "no sampled signal .entropy.npy holds a value"),
+        ("sampled", _changed("entropy.npy", lambda a: _set(a, 5.8)), "entropy.npy holds a value that is none of 320"),
         ("hidden", _changed("hidden.npy", lambda a: _set(a, 0x7F80)), "holds a hidden state that is not finite"),
         ("hidden", _changed("hidden.npy", lambda a: a.view(np.float16)), "no hidden signal .hidden.npy is float16"),
         ("int8", _changed("scale.npy", lambda a: _set(a, np.inf)), "no hidden signal .scale.npy"),
@@ -238,13 +256,72 @@ def _reordered(key: str, positions: np.ndarray, members: dict) -> bytes:
     ],
 )  # fmt: skip
 def test_samples_with_right_digests_that_do_not_fit(
-    dataset: PackedDataset, caches: dict[str, Path], tmp_path: Path, kind: str, edit: Edit, message: str
+    dataset: PackedDataset,
+    caches: dict[str, Path],
+    tmp_path: Path,
+    kind: str,
+    edit: Edit,
+    message: str,
+    compression: Compression,
 ) -> None:
-    cache = shutil.copytree(caches[kind], tmp_path / "cache")
-    rewrite(cache, dataset, lambda *parts: parts, make_info(dataset, kind, 2))
+    cache = shutil.copytree(caches[name_of(kind, compression)], tmp_path / "cache")
+    info = make_info(dataset, kind, 2, compression)
+    rewrite(cache, dataset, lambda *parts: parts, info)
     verify_cache(cache, dataset)
-    rewrite(cache, dataset, edit, make_info(dataset, kind, 2))
+    rewrite(cache, dataset, edit, info)
     with pytest.raises(DataError, match=message):
+        verify_cache(cache, dataset)
+
+
+Wrap = Callable[[bytes], bytes]
+
+
+def _wrapped(wrap: Wrap, compression: Compression = "zstd") -> Edit:
+    """Each member's content as `wrap` makes it."""
+
+    def edit(key: str, positions: np.ndarray, members: dict[str, np.ndarray]) -> bytes:
+        arrays, suffix = {"positions.npy": positions, **members}, ".zst" if compression == "zstd" else ""
+        contents = {f"{key}.{n}{suffix}": wrap(encode_member(array, compression)) for n, array in arrays.items()}
+        return b"".join(tar_member(name, content) for name, content in contents.items())
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda frame: frame[:-1], "positions.npy is not one zstd frame"),
+        (lambda frame: frame + frame, "positions.npy is not one zstd frame"),
+        (lambda frame: frame + bytes(3), "positions.npy is not one zstd frame"),
+        (lambda frame: zstandard.compress(bytes(1 << 28)), "positions.npy: a zstd frame of 268435456 bytes where at"),
+        (zstandard.decompress, "positions.npy is not one zstd frame"),
+    ],
+)
+def test_frames_that_are_none_or_promise_too_much(
+    dataset: PackedDataset, cache: Path, wrap: Wrap, message: str
+) -> None:
+    rewrite(cache, dataset, _wrapped(wrap), make_info(dataset, "topk", 2))
+    for data in (None, dataset):
+        with pytest.raises(DataError, match=f"sample 1: not a sample of a teacher cache .{message}"):
+            verify_cache(cache, data)
+
+
+def test_frames_of_another_level_or_version_pass(dataset: PackedDataset, cache: Path) -> None:
+    before = (cache / "shard-00000-000.tar").read_bytes()
+    again = _wrapped(lambda frame: zstandard.compress(zstandard.decompress(frame), 19))
+    rewrite(cache, dataset, again, make_info(dataset, "topk", 2))
+    assert (cache / "shard-00000-000.tar").read_bytes() != before
+    verify_cache(cache, dataset)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_bytes_after_a_members_content_are_found(
+    dataset: PackedDataset, caches: dict[str, Path], tmp_path: Path, compression: Compression
+) -> None:
+    cache, info = tmp_path / "cache", make_info(dataset, "topk", 2, compression)
+    shutil.copytree(caches[name_of("topk", compression)], cache)
+    rewrite(cache, dataset, lambda *parts: _wrapped(bytes, compression)(*parts)[:-1] + b"x", info)
+    with pytest.raises(DataError, match="holds the right arrays but not byte for byte as this format writes them"):
         verify_cache(cache, dataset)
 
 
@@ -295,7 +372,7 @@ def test_a_listing_that_does_not_match_the_shards(
         verify_cache(cache, dataset)
 
 
-@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[]", b"{}", b'{"format_version": 1, "shards": [7]}', b"\xff"])
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[]", b"{}", b'{"format_version": 2, "shards": [7]}', b"\xff"])
 def test_a_listing_that_is_none_is_refused_though_its_mark_fits(cache: Path, raw: bytes) -> None:
     (cache / "shards.json").write_bytes(raw)
     (cache / "shards.json.sha256").write_bytes(listing_mark(raw))
@@ -367,8 +444,13 @@ def test_inspect_shows_positions_tokens_and_guesses(
     out = show(capsys, caches["topk"], 1, *data, "--positions", 3, "--guesses", 2)
     positions = make_info(dataset, "topk", 2).positions.select(dataset[1])
     length = len(dataset[1].input_ids)
-    assert out.startswith("sample 1: key 00000-000001, number 1 of shard-00000-000.tar\n")
-    assert f"8 positions of {length} tokens: {positions[0]}-" in out and "signal topk, k 4, vocab_size 320" in out
+    teacher, sample = out.splitlines()[:2]
+    assert teacher == (
+        "teacher tiny teacher in float32, signal topk, k 4, vocab_size 320, positions past_budget with min_budget 2, "
+        "compression zstd"
+    )
+    assert sample == "sample 1: key 00000-000001, number 1 of shard-00000-000.tar"
+    assert f"8 positions of {length} tokens: {positions[0]}-" in out
     lines = re.findall(r"^    (\d+): after ('.*'|\".*\") comes (.+); teacher: (.+), all others (.+)%$", out, re.M)
     assert [int(line[0]) for line in lines] == [positions[0], positions[3], positions[7]]
     assert all(line[3].count("%") == 2 and 50 < float(line[4]) < 99 for line in lines)
@@ -384,7 +466,8 @@ def test_inspect_of_the_other_signals_and_without_data(
 ) -> None:
     out = show(capsys, caches["sampled"], 0, 3)
     first, second = out.split("sample 3: key 00000-000003")
-    assert re.search(r"\d+: teacher: \d+ (11\.11|22\.22|33\.33)%", first) and first.count("teacher: ") == 8
+    lines = re.findall(r"\d+: teacher: \d+ (11\.11|22\.22|33\.33)%.*, entropy (\d\.\d+) nats$", first, re.M)
+    assert len(lines) == 8 == first.count("teacher: ") and len({entropy for _, entropy in lines}) == 8
     assert "0 positions: none" in second and "teacher: " not in second
     for kind in ("hidden", "int8"):
         assert re.search(r"2: hidden state of norm [\d.]+, -[\d.]+ to [\d.]+", show(capsys, caches[kind]))

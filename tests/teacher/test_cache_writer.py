@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+import zstandard
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError
@@ -21,7 +22,7 @@ from pipeline.teacher import cache_writer
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_claims import Claim, claim, claimed_shards
 from pipeline.teacher.cache_format import WORK_FOLDER
-from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, missing_shards
+from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, missing_shards, reopen_cache
 from pipeline.teacher.verify import verify_cache
 from tests.teacher.cache_folders import (
     content,
@@ -78,15 +79,15 @@ def test_the_files_are_those_of_the_contract(dataset: PackedDataset, whole: dict
     assert [(s["name"], s["num_samples"]) for s in listed] == [(s.name, s.num_samples) for s in shards]
     with tarfile.open(fileobj=io.BytesIO(whole["shard-00000-001.tar"])) as tar:
         members = tar.getnames()
-        empty = np.load(io.BytesIO(tar.extractfile("00000-000003.positions.npy").read()))
-    assert members == [f"00000-{n:06d}.{name}.npy" for n in (3, 4, 5) for name in ("positions", "hidden")]
+        empty = np.load(io.BytesIO(zstandard.decompress(tar.extractfile("00000-000003.positions.npy.zst").read())))
+    assert members == [f"00000-{n:06d}.{name}.npy.zst" for n in (3, 4, 5) for name in ("positions", "hidden")]
     assert empty.dtype == np.int32 and empty.shape == (0,)
     index = np.load(io.BytesIO(whole["shard-00000-001.idx.npy"]))
     assert index["tokens"][0] == 0 and index["tokens"].sum() == listed[1]["num_positions"]
 
 
 def test_webdataset_reads_a_shard_unaided(dataset: PackedDataset, tmp_path: Path) -> None:
-    make_cache(tmp_path / "cache", dataset, "topk")
+    make_cache(tmp_path / "cache", dataset, "topk", compression="none")
     url = str(tmp_path / "cache" / "shard-00004-000.tar")
     samples = list(webdataset.WebDataset(url, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == ["00004-000000", "00004-000001"]
@@ -116,6 +117,18 @@ def test_another_teacher_data_or_setting_is_refused(dataset: PackedDataset, tmp_
         begin_cache(tmp_path / "cache", make_info(dataset, "int8"))
     with pytest.raises(DataError, match=r"holds manifest.json and no teacher.json: not a teacher cache"):
         begin_cache(Path(dataset.folder), make_info(dataset))
+
+
+def test_a_finished_cache_is_open_again_when_a_shard_is_deleted(dataset: PackedDataset, tmp_path: Path) -> None:
+    cache, manifest = tmp_path / "cache", dataset.manifest
+    info = make_cache(cache, dataset)
+    before = content(cache)
+    reopen_cache(cache, manifest)
+    assert content(cache) == before
+    (cache / manifest.shards[1].tar_name).unlink()
+    assert write_missing(cache, dataset, info) == []  # the mark says that nothing is to be done
+    reopen_cache(cache, manifest)
+    assert write_missing(cache, dataset, info) == [1] and complete_cache(cache, manifest) and content(cache) == before
 
 
 def test_a_cache_of_other_data_is_not_finished(dataset: PackedDataset, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,11 @@ from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.model.loading import load_base
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.capture import run_capture, teacher_fingerprint
+from pipeline.teacher.capture import read_ahead, run_capture
 from pipeline.teacher.capture_plan import CapturePlan, plan_capture
 from pipeline.teacher.capture_size import check_space, count_cache, describe_plan, free_bytes, most_bytes
 from pipeline.teacher.extract import extract_signal
+from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.teacher.online import compute_teacher_hidden
 from pipeline.teacher.verify import verify_cache
 from tests.teacher.cache_folders import content
@@ -121,7 +124,8 @@ def stored_positions(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("budget", [0, 8])
 def test_every_position_that_can_be_supervised_and_no_other_is_stored(inputs, tmp_path, budget) -> None:
     """Answers only where the data has labels; never a document's last token."""
-    made, _ = capture(inputs, tmp_path / "cache", "--signal=topk", "--k=1", f"--min_budget={budget}")
+    flags = ["--signal=topk", "--k=1", f"--min_budget={budget}", "--compression=none"]
+    made, _ = capture(inputs, tmp_path / "cache", *flags)
     found, num_labelled = stored_positions(tmp_path / "cache"), 0
     assert len(found) == len(made.dataset) == 8
     for index in range(8):
@@ -145,7 +149,7 @@ SIGNALS = {
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_size_is_foretold_to_the_byte(inputs, tmp_path, name) -> None:
-    made = plan(inputs, tmp_path / "cache", *SIGNALS[name])
+    made = plan(inputs, tmp_path / "cache", *SIGNALS[name], "--compression=none")
     size, text = count_cache(made, made.dataset.manifest.shards), describe_plan(made)
     assert not (tmp_path / "cache").exists() and re.search(r"there already +0 of 4 shards", text)
     outcome = run_capture(made, 0, 1, 0)
@@ -180,7 +184,7 @@ def test_a_rerun_does_what_is_missing_and_nothing_else(inputs, tmp_path) -> None
 def test_another_precision_or_teacher_is_another_cache(inputs, tmp_path) -> None:
     capture(inputs, tmp_path / "cache", "--signal=hidden", "--base_dtype=float32")
     before = content(tmp_path / "cache")
-    with pytest.raises(DataError, match="teacher in float32, not teacher in bfloat16"):
+    with pytest.raises(DataError, match="base_dtype is float32, not bfloat16"):
         run_capture(plan(inputs, tmp_path / "cache", "--signal=hidden"), 0, 1, 0)
     other = shutil.copytree(inputs / "teacher", tmp_path / "teacher")
     settings = json.loads((other / "config.json").read_text())
@@ -191,6 +195,24 @@ def test_another_precision_or_teacher_is_another_cache(inputs, tmp_path) -> None
     with pytest.raises(DataError, match="is another cache: teacher_sha256 is"):
         run_capture(plan(inputs, tmp_path / "cache", *flags, model=other), 0, 1, 0)
     assert content(tmp_path / "cache") == before
+
+
+def test_the_next_sample_is_read_meanwhile_and_an_error_comes_in_its_place() -> None:
+    asked, error = [threading.Event() for _ in range(4)], DataError("sample 3 is damaged")
+
+    def read() -> Iterator[int]:
+        for number, event in enumerate(asked):
+            event.set()
+            if number == 3:
+                raise error
+            yield number
+
+    found = []
+    with pytest.raises(DataError) as raised:
+        for number in read_ahead(read()):
+            found.append(number)
+            assert asked[number + 1].wait(10) and not any(event.is_set() for event in asked[number + 2 :])
+    assert raised.value is error and found == [0, 1, 2] and list(read_ahead(iter([]))) == []
 
 
 def test_a_teacher_whose_values_cannot_be_stored_is_named_with_the_sample(inputs, tmp_path) -> None:
@@ -208,7 +230,7 @@ def test_a_teacher_whose_values_cannot_be_stored_is_named_with_the_sample(inputs
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_cache_that_does_not_fit_is_refused_before_any_work(inputs, tmp_path, capsys, name) -> None:
     """Whether the manifest tells or the data must be read; what a sampled signal takes is not known before."""
-    made = plan(inputs, tmp_path / "cache", *SIGNALS[name], "--min_budget=9")
+    made = plan(inputs, tmp_path / "cache", *SIGNALS[name], "--min_budget=9", "--compression=none")
     shards = made.dataset.manifest.shards
     needed, most = count_cache(made, shards).file_bytes, most_bytes(made, shards)
     assert needed < most
@@ -239,6 +261,7 @@ def test_room_is_that_of_the_disk_even_where_the_folder_is_not_yet(tmp_path) -> 
         (["--signal=topk", "--num_draws=5"], "--num_draws 5: has no meaning for --signal topk"),
         (["--signal=hidden", "--chunk_size=5"], "--chunk_size 5: .* only for topk and sampled"),
         (["--signal=topk", "--k=0"], "--k: must be >= 1, found 0"),
+        (["--signal=topk", "--forward_chunk=0"], "--forward_chunk: must be >= 1, found 0"),
         (["--signal=topk", "--k=98"], "--k 98: --model .*teacher has 97 tokens"),
         (["--signal=sampled", "--num_draws=70000"], "num_draws 70000"),
         (["--signal=hidden", "--min_budget=-1"], "--min_budget: must be >= 0"),

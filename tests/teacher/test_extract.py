@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.teacher.extract import extract_signal, invert_distribution, uniform_draws
+from pipeline.teacher.extract import compute_entropy, extract_signal, invert_distribution, uniform_draws
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, TopKSpec, signal_from_members
 
 HIDDEN = 6
@@ -105,6 +105,24 @@ def test_draws_follow_the_teachers_distribution():
     # and between positions they are independent: the number of distinct ids spreads as it should
     distinct = 1 - (1 - p) ** num_draws
     assert signal.num_ids.mean() == pytest.approx(distinct.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("num_positions, vocab_size", SHAPES)
+def test_the_entropy_is_that_of_the_whole_distribution(num_positions, vocab_size):
+    hidden, head = draw(num_positions, vocab_size)
+    due = torch.special.entr(F.softmax(hidden @ head.T, -1)).sum(-1)
+    spec, positions = SampledSpec(3, 0, vocab_size), np.arange(num_positions)
+    entropy = extract_signal(spec, hidden, head, "key", positions, 7).entropy
+    torch.testing.assert_close(torch.from_numpy(entropy), due.float(), rtol=1e-6, atol=0)
+    single = extract_signal(spec, hidden.float(), head.float(), "key", positions, 7).entropy
+    np.testing.assert_allclose(single, due, rtol=0, atol=2e-5)
+
+
+def test_the_entropy_of_one_token_of_all_and_of_none_that_matter():
+    logits = torch.tensor([[0.0, -1e4, -1e38], [3.0, 3.0, 3.0], [0.0, -60.0, -61.0]])
+    entropy = compute_entropy(logits)
+    assert entropy[0] == 0 and entropy[1].item() == pytest.approx(np.log(3), rel=1e-6)
+    assert 0 <= entropy[2] < 1e-7
 
 
 def test_an_impossible_token_is_never_drawn_even_at_the_ends():

@@ -5,10 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import TrainRunConfig, parse_cli
+from pipeline.data.dataset import PackedDataset
 from pipeline.errors import UserError
+from pipeline.teacher.cache import TeacherCache
+from pipeline.teacher.cache_format import PositionPolicy, TeacherInfo
+from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache
+from pipeline.teacher.signals import HiddenSignal, HiddenSpec
+from pipeline.training.cached_teacher import CachedTeacher, check_teacher
 from pipeline.training.preflight import preflight
 from pipeline.training.run_folder import RunFolder, check_base_fingerprint, claim_run_folder
 from tests.training.synthetic import make_data, make_model
@@ -138,6 +145,83 @@ def claim(inputs: Path, output: Path, *flags: str, fingerprint: str | None = Non
     claim_run_folder(plan.config, fingerprint or plan.stream.dataset.fingerprint, "base")
 
 
+def make_cache(inputs: Path, cache: Path, **changes: object) -> None:
+    """A teacher cache without signals for any of the data's two samples, as far as preflight looks."""
+    dataset = PackedDataset(inputs / "data")
+    facts = {
+        "teacher_name": "model",
+        "base_dtype": "bfloat16",
+        "teacher_sha256": "ab" * 32,
+        "tokenizer_sha256": dataset.manifest.tokenizer_sha256,
+        "data_sha256": dataset.fingerprint,
+        "signal": HiddenSpec("bfloat16", 32),
+        "compression": "none",
+        "positions": PositionPolicy("past_budget", 8),
+    }
+    info = TeacherInfo(**facts | changes)
+    begin_cache(cache, info)
+    for entry in dataset.manifest.shards:
+        with CacheShardWriter(cache, entry) as writer:
+            for index in range(entry.num_samples):
+                positions = info.positions.select(dataset[index])
+                zeros = np.zeros((len(positions), 32), np.float32)
+                writer.write(dataset[index].key, positions, HiddenSignal.encode(info.signal, zeros))
+    assert complete_cache(cache, dataset.manifest)
+
+
+def test_a_teacher_cache_that_serves_the_run_passes(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "cache")
+    check(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'cache'}")
+
+
+def test_a_teacher_cache_of_other_data_or_another_tokenizer(inputs, tmp_path):
+    other = make_data(tmp_path / "data", inputs / "model", [[48]] * 3, seq_len=48)
+    make_cache(inputs, tmp_path / "cache")
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'cache'}", data=other)
+    for fingerprint in (PackedDataset(inputs / "data").fingerprint, PackedDataset(other).fingerprint):
+        assert fingerprint in message
+    make_cache(inputs, tmp_path / "tokens", tokenizer_sha256="cd" * 32)
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'tokens'}")
+    assert "cd" * 32 in message and PackedDataset(inputs / "data").manifest.tokenizer_sha256 in message
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'nowhere'}")
+    assert "is no teacher cache" in message
+
+
+def test_a_teacher_cache_that_does_not_cover_the_windows(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "cache", positions=PositionPolicy("past_budget", 9))
+    flag = f"--teacher_cache={tmp_path / 'cache'}"
+    message = refused(inputs, tmp_path / "run", flag)
+    assert "past a lossless budget of 9 tokens" in message and "--window.budgets [8, 16] may draw 8" in message
+    check(inputs, tmp_path / "run", flag, "--window.budgets=[9,16]")
+
+
+def test_a_teacher_cache_that_lacks_a_shard(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "cache")
+    flag, entry = f"--teacher_cache={tmp_path / 'cache'}", PackedDataset(inputs / "data").manifest.shards[0]
+    for name in ("shards.json", "shards.json.sha256", entry.index_name):
+        (tmp_path / "cache" / name).unlink()
+    message = refused(inputs, tmp_path / "run", flag)
+    assert "lacks 1 of the 1 shards" in message and entry.name in message and "--teacher_fallback online" in message
+    check(inputs, tmp_path / "run", flag, "--teacher_fallback=online")
+
+
+def test_a_teacher_cache_without_use(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "cache")
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'cache'}", "--train.loss=ce")
+    assert "--teacher_cache" in message and "--train.loss ce needs no teacher" in message
+
+
+def test_a_teacher_cache_of_another_teacher_shows_both(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "cache")
+    arguments = [f"--model={inputs / 'model'}", "--data=d", "--ds_config=d", "--output=o"]
+    config = parse_cli(TrainRunConfig, [*arguments, f"--teacher_cache={tmp_path / 'cache'}"])
+    teacher = CachedTeacher(TeacherCache(tmp_path / "cache", PackedDataset(inputs / "data")), "error")
+    check_teacher(config, teacher, "ab" * 32)
+    with pytest.raises(UserError) as error:
+        check_teacher(config, teacher, "12" * 32)
+    assert "ab" * 32 in str(error.value) and "12" * 32 in str(error.value)
+
+
 def test_output_folder_of_something_else(inputs, tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     assert f"--output {tmp_path} is not empty and holds no run" in refused(inputs, tmp_path)
@@ -151,7 +235,8 @@ def test_a_run_goes_on_with_free_settings_changed(inputs, tmp_path):
 
 @pytest.mark.parametrize(
     "flag", ["--train.max_steps=7", "--train.seed=1", "--train.global_batch_size=8", "--window.sinks=[0]",
-             "--train.base_dtype=float32", "--train.loss=ce", "--train.shuffle=block", "--train.shuffle_block_shards=3"]
+             "--train.base_dtype=float32", "--train.loss=ce", "--train.topk_tail=renormalise", "--train.shuffle=block",
+             "--train.shuffle_block_shards=3"]
 )  # fmt: skip
 def test_a_run_does_not_go_on_with_other_mathematics(inputs, tmp_path, flag):
     claim(inputs, tmp_path / "run")

@@ -1,0 +1,108 @@
+"""Full attention over packed documents, whole or a chunk at a time: what the offline teacher's forwards consist of.
+
+transformers' attention modules call the function registered here in place of their own; its kernel is the base's, on
+the slices on which the on-the-fly teacher calls it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pipeline.model.hybrid_attention import BASE_IMPLEMENTATION, check_plain
+
+IMPLEMENTATION = "documents"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens [start, end) of a sample, which go through the teacher in one forward: whole documents, or a chunk of one.
+
+    `bounds`: where each document starts, and where the last one ends, within the sample; of a chunk's document the
+    whole of it.
+    """
+
+    start: int
+    end: int
+    bounds: tuple[int, ...]
+
+    @property
+    def num_before(self) -> int:
+        """Tokens of the document that earlier pieces have."""
+        return self.start - self.bounds[0]
+
+    @property
+    def documents(self) -> list[tuple[int, int]]:
+        """Each document's part [start, end) of the piece's tokens."""
+        return list(pairwise(min(max(bound, self.start), self.end) - self.start for bound in self.bounds))
+
+    def position_ids(self, device: torch.device) -> Tensor:
+        """int64 [1, end - start]: from 0 in every document."""
+        return torch.cat([torch.arange(e - s, device=device) for s, e in self.documents])[None] + self.num_before
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        """bool [1, 1, T, num_before + T] of the keys that each of a chunk's T tokens sees; None: by the kernel."""
+        num_tokens = self.end - self.start
+        if self.num_before == 0 or num_tokens == 1:
+            return None
+        keys = torch.arange(self.num_before + num_tokens, device=device)
+        return (keys <= keys[self.num_before :, None])[None, None]
+
+
+def split_sample(cu_seqlens: Sequence[int], most: int | None) -> Iterator[Piece]:
+    """The pieces of a sample, in order, each of at most `most` tokens (None: one piece).
+
+    Documents that fit are whole, as many to a piece as fit; a longer one has its pieces to itself.
+
+    Args:
+        cu_seqlens: bounds of the documents, from 0 to the sample's length.
+        most: at least 1.
+    """
+    if most is None:
+        yield Piece(0, cu_seqlens[-1], tuple(cu_seqlens))
+        return
+    bounds: list[int] = []
+    for start, end in pairwise(cu_seqlens):
+        if bounds and end - bounds[0] > most:
+            yield Piece(bounds[0], start, (*bounds, start))
+            bounds = []
+        if end - start > most:
+            yield from (Piece(s, min(s + most, end), (start, end)) for s in range(start, end, most))
+        else:
+            bounds.append(start)
+    if bounds:
+        yield Piece(bounds[0], cu_seqlens[-1], (*bounds, cu_seqlens[-1]))
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    documents: Sequence[tuple[int, int]],
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention output [1, T, Hq, D]; query [1, Hq, T, D], key and value [1, Hkv, K, D].
+
+    K is T, except in a chunk of a document, which comes alone.
+
+    Raises:
+        ValueError: the base wants more of attention.
+    """
+    check_plain(module, kwargs)
+    attend = ALL_ATTENTION_FUNCTIONS[BASE_IMPLEMENTATION]
+    if len(documents) == 1:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+    outputs = [
+        attend(module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None, **kwargs)[0]
+        for start, end in documents
+    ]
+    return torch.cat(outputs, 1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, document_attention)

@@ -1,0 +1,101 @@
+"""The teacher of the offline job: the base with full attention, which gives final hidden states at wanted positions.
+
+Over whole samples the forward is that of the on-the-fly teacher (pipeline/teacher/online.py) with one sample as the
+row: where shapes, threads and machine are the same, so is every bit.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from pipeline.config import TeacherCacheConfig
+from pipeline.data.shard_format import PackedSample
+from pipeline.model.augment import check_supported
+from pipeline.model.loading import causal_lm_class, load_config, load_model
+from pipeline.teacher.document_attention import IMPLEMENTATION, Piece, split_sample
+
+
+class Teacher:
+    """The base that training would load. Its weights are read by `load`.
+
+    Args:
+        config: of the job.
+        device: where the forwards run.
+    """
+
+    head: Tensor
+    """[V, D] in the base's dtype; there once loaded."""
+
+    def __init__(self, config: TeacherCacheConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.is_loaded = False
+
+    def load(self) -> None:
+        """Reads the weights.
+
+        Raises:
+            UserError: the model cannot be loaded, or is of an unsupported kind.
+        """
+        model = load_teacher(self.config).to(self.device)
+        self.head, self._decoder = model.get_output_embeddings().weight, model.get_decoder()
+        self.is_loaded = True
+
+    @torch.no_grad()
+    def compute_hidden(self, sample: PackedSample, positions: np.ndarray) -> Tensor:
+        """Final normed hidden states [M, D] at `positions` (int [M], rising, counted within the sample), in the base's
+        dtype.
+
+        A sample without positions costs no forward.
+        """
+        if len(positions) == 0:
+            return self.head.new_empty(0, self.head.shape[1])
+        tokens = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(self.device)
+        found, past = [], None
+        for piece in split_sample(sample.cu_seqlens.tolist(), self.config.forward_chunk):
+            if piece.num_before == 0:
+                past = DynamicCache() if piece.end < piece.bounds[-1] else None  # without a config: full attention
+            hidden = self._forward(tokens[:, piece.start : piece.end], piece, past)
+            wanted = positions[np.searchsorted(positions, piece.start) : np.searchsorted(positions, piece.end)]
+            found.append(hidden[torch.from_numpy(wanted.astype(np.int64) - piece.start).to(self.device)])
+        return torch.cat(found)
+
+    def _forward(self, tokens: Tensor, piece: Piece, past: DynamicCache | None) -> Tensor:
+        """Hidden states [T, D] of the piece's tokens [1, T]; `past` gets their keys and values."""
+        output = self._decoder(
+            input_ids=tokens,
+            attention_mask=piece.mask(self.device),
+            position_ids=piece.position_ids(self.device),
+            past_key_values=past,
+            use_cache=past is not None,
+            documents=piece.documents,
+        )
+        return output.last_hidden_state[0]
+
+    def finish(self, show_progress: Callable[[], None]) -> None:
+        """To be called when there is no work left for this process; calls `show_progress` while others need it."""
+
+
+def check_teacher(model: str) -> None:
+    """Refuses what is no base of an AHN model, without its weights.
+
+    Raises:
+        UserError: no such model, or one that cannot be augmented.
+    """
+    config = load_config(model)
+    with torch.device("meta"):
+        base = causal_lm_class(config)(config)
+    check_supported(base, base.get_decoder(), config)
+
+
+def load_teacher(config: TeacherCacheConfig) -> nn.Module:
+    """The base in --base_dtype, its attention told by `documents`, a list of (start, end).
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    model = load_model(config.model, dtype=getattr(torch, config.base_dtype)).eval()
+    model.set_attn_implementation(IMPLEMENTATION)
+    return model

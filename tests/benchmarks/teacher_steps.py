@@ -1,0 +1,153 @@
+"""Training steps with the teacher on the fly and from its cache, in turn in one process: SmolLM2-135M, real text.
+
+What the cache can save: the student takes keys, values and hidden states of the lossless prefix (W of L tokens) from
+the teacher's pass; without a teacher, it runs these W tokens itself. So a cached step is shorter by the teacher's body
+over L tokens less that over W. `limit` is the ratio of both steps' matrix products.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from torch import nn
+
+from pipeline.config import TeacherCacheConfig, TrainRunConfig, parse_cli
+from pipeline.distributed.groups import Ranks, init_distributed
+from pipeline.teacher.capture import run_capture
+from pipeline.teacher.capture_plan import plan_capture
+from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden
+from pipeline.training.preflight import preflight
+from pipeline.training.stop_flag import StopFlag
+from pipeline.training.trainer import Trainer
+from tests.benchmarks.timing import report
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / ".cache" / "smollm2-135m"
+RUNS = (  # tokens a sample, lossless budget, sinks, steps, signals
+    (2048, 128, 32, 3, ("hidden", "topk", "sampled")),
+    (2048, 1024, 128, 3, ("hidden",)),
+    (8000, 512, 128, 2, ("hidden",)),
+)
+
+
+def run() -> dict:
+    if not MODEL.is_dir():
+        raise SystemExit(f"error: {MODEL} is missing; run launchers/demo/fetch_model.py")
+    ranks, rows = init_distributed(), []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for number, (length, budget, sinks, num_steps, signals) in enumerate(RUNS):
+            data = _prepare(root, length)
+            for signal in signals:
+                cache = _capture(root / f"cache-{length}-{signal}", data, signal)
+                runs = root / f"runs-{number}-{signal}"
+                facts = {"tokens": length, "budget": budget, "sinks": sinks, "signal": signal}
+                rows.append(facts | _measure(data, cache, runs, budget, sinks, num_steps, ranks))
+                print(rows[-1], flush=True)
+    return {"steps": report("steps with the teacher on the fly and from its cache", rows)}
+
+
+def _prepare(root: Path, length: int) -> Path:
+    """Six samples of one document each."""
+    data, text = root / f"data-{length}", root / f"text-{length}"
+    if not data.is_dir():
+        text.mkdir()
+        words = "\n".join(topics[name] for name in sorted(topics))
+        for number in range(6):
+            (text / f"{number}.txt").write_text(words[number * 8 * length :][: 8 * length])
+        flags = ["--tokenizer", MODEL, "--seq_len", length, "--packing", "none", "--output", data]
+        command = [sys.executable, ROOT / "launchers" / "prepare.py", "--inputs", text, *flags]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
+    return data
+
+
+def _capture(output: Path, data: Path, signal: str) -> Path:
+    if not output.is_dir():
+        named = {"model": MODEL, "data": data, "output": output, "signal": signal, "base_dtype": "float32"}
+        flags = [f"--{name}={value}" for name, value in named.items()]
+        run_capture(plan_capture(parse_cli(TeacherCacheConfig, [*flags, "--min_budget=128"])), 0, 1, 0)
+    return output
+
+
+def _trainer(data: Path, output: Path, budget: int, sinks: int, ranks: Ranks, *flags: str) -> Trainer:
+    given = {
+        "model": MODEL,
+        "data": data,
+        "output": output,
+        "ds_config": ROOT / "ds_configs" / "zero2.json",
+        "window.budgets": [budget],
+        "window.sinks": [sinks],
+        "train.max_steps": 100,
+        "train.global_batch_size": 1,
+        "train.base_dtype": "float32",
+        "train.activation_checkpointing": "false",
+    }
+    arguments = [*(f"--{name}={value}" for name, value in given.items()), *flags]
+    return Trainer(preflight(parse_cli(TrainRunConfig, arguments)), StopFlag(), ranks)
+
+
+def _measure(
+    data: Path, cache: Path, runs: Path, budget: int, sinks: int, num_steps: int, ranks: Ranks
+) -> dict[str, float]:
+    online = _trainer(data, runs / "online", budget, sinks, ranks)
+    cached = _trainer(data, runs / "cached", budget, sinks, ranks, f"--teacher_cache={cache}")
+    first = [_step(trainer) for trainer in (online, cached)]  # to warm up
+    pairs, bodies = [], []
+    batch = cached.batches.next_step().micro_batches[0]  # of the same lengths as all others
+    decoder = online.engine.module.model.get_decoder()
+    for _ in range(num_steps):
+        pairs.append((_step(online), _step(cached)))
+        bodies.append((_wall(compute_teacher_hidden, decoder, batch), _wall(compute_prefixes, decoder, batch)))
+    for trainer in (online, cached):
+        trainer.batches.close()
+    seconds = [(a["seconds"], b["seconds"]) for a, b in pairs]
+    return {
+        "online_s": statistics.median(a for a, _ in seconds),
+        "cached_s": statistics.median(b for _, b in seconds),
+        "ratio": statistics.median(a / b for a, b in seconds),
+        "limit": _limit(decoder, len(batch.input_ids[0]), budget),
+        "teacher_s": statistics.median(teacher for teacher, _ in bodies),
+        "prefix_s": statistics.median(prefix for _, prefix in bodies),
+        "saved_of_teacher": statistics.median((a - b) / t for (a, b), (t, _) in zip(seconds, bodies, strict=True)),
+        "reader_share": max(b["waited"] / b["seconds"] for _, b in pairs),
+        "online_peak_gib": max(a["peak_gib"] for a, _ in pairs),
+        "cached_peak_gib": max(b["peak_gib"] for _, b in pairs),
+        "first_loss_differs": first[1]["loss"] / first[0]["loss"] - 1,
+    }
+
+
+def _limit(decoder: nn.Module, length: int, budget: int) -> float:
+    """Multiplications of a step with the teacher on the fly over those of one from hidden states.
+
+    Of a frozen matrix the backward pass needs one product more, of attention two; of the head there are three.
+    """
+    config, layers = decoder.config, decoder.layers
+    matrices = sum(p.numel() for n, p in layers.named_parameters() if p.ndim == 2 and ".ahn." not in n)
+    heads = len(layers) * config.num_attention_heads * config.head_dim
+    suffix = length - budget
+    teacher, prefix = (n * matrices + n * n * heads for n in (length, budget))
+    student = suffix * (2 * matrices + 3 * 2 * budget * heads + 3 * config.hidden_size * config.vocab_size)
+    return (teacher + student) / (prefix + student)
+
+
+def _wall(function: Callable[..., object], *arguments: object) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def _step(trainer: Trainer) -> dict[str, float]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    row = trainer.train_step()
+    (peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    return {
+        "seconds": row["perf/step_s"],
+        "waited": row["perf/data_wait_s"],
+        "loss": row["loss/kl"],
+        "peak_gib": int(peak) / 2**20,
+    }

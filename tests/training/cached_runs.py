@@ -1,0 +1,40 @@
+"""Runs as one of two ranks: several training runs one after another in one process, for test_cached_teacher.py.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python cached_runs.py RUNS.json
+
+RUNS.json is a list of [arguments of train.py, step to stop after or null]; each leaves its run folder.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from pipeline.config import TrainRunConfig, parse_cli
+from pipeline.distributed.groups import init_distributed, leave_distributed
+from pipeline.training.preflight import preflight
+from pipeline.training.stop_flag import StopFlag
+from pipeline.training.trainer import Trainer
+
+
+class StopAfter(StopFlag):
+    """Asks the trainer to stop once it has done `step` steps."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self.step, self.trainer = step, None
+
+    def __bool__(self) -> bool:
+        return self.trainer is not None and self.trainer.state.step == self.step
+
+
+def main() -> None:
+    ranks = init_distributed()
+    for arguments, stop_after in json.loads(Path(sys.argv[1]).read_text()):
+        stop = StopAfter(stop_after)
+        stop.trainer = Trainer(preflight(parse_cli(TrainRunConfig, arguments)), stop, ranks)
+        stop.trainer.run()
+    leave_distributed()
+
+
+if __name__ == "__main__":
+    main()
