@@ -1,6 +1,5 @@
 """A teacher cache before any token is computed: what is asked for, checked against the files it names. No torch."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +10,8 @@ from pipeline.config import TeacherCacheConfig, require
 from pipeline.config.teacher import DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import PackedSample, ShardEntry, tokenizer_fingerprint
-from pipeline.errors import UserError
-from pipeline.model.files import find_tokenizer_json, holds_memories_alone
+from pipeline.model.base_config import read_base_config
+from pipeline.model.files import find_tokenizer_json
 from pipeline.teacher.cache_claims import missing_shards
 from pipeline.teacher.cache_format import TEACHER_NAME, PositionPolicy, TeacherInfo, check_same
 from pipeline.teacher.cache_samples import MAX_UNPACKED_BYTES, member_bytes
@@ -71,7 +70,7 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
         UserError: one line that names the flag or file, what was found and what would work.
     """
     tokenizer = find_tokenizer_json(config.model)
-    settings = read_model_config(config.model)
+    settings = read_base_config(config.model)
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
     expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
@@ -105,34 +104,6 @@ def _check_output(plan: CapturePlan) -> None:
     if (output / TEACHER_NAME).is_file():
         found = TeacherInfo.load(output)
         check_same(found, plan.describe_cache(found.teacher_sha256), f"--output {output}")
-
-
-def read_model_config(model: str) -> dict:
-    """config.json of a base.
-
-    Raises:
-        UserError: it cannot be read, or is of a model with memories, whose base is the teacher.
-    """
-    folder = Path(model)
-    try:
-        if folder.is_dir():
-            path = folder / "config.json"
-        else:
-            from huggingface_hub import hf_hub_download  # only for hub ids
-
-            path = Path(hf_hub_download(model, "config.json"))
-        settings = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model}: config.json cannot be read: {' '.join(str(error).split())}") from error
-    has_memories = isinstance(settings, dict) and settings.get("ahn") is not None
-    require(
-        not has_memories and not holds_memories_alone(folder),
-        f"--model {model} is an AHN model, the teacher is its base; name that one's folder",
-    )
-    for name in ("hidden_size", "vocab_size"):
-        value = settings.get(name) if isinstance(settings, dict) else None
-        require(type(value) is int, f"--model {model}: config.json has no whole number as {name}, found {value!r}")
-    return settings
 
 
 def _choose_signal(config: TeacherCacheConfig, settings: dict) -> SignalSpec:

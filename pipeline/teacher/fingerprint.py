@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from pipeline.model.adapter import base_fingerprint
-from pipeline.teacher.capture_plan import read_model_config
+from pipeline.model.base_config import read_base_config
 
 # Of config.json: what does not change the forward, or is set by our own flags.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
@@ -18,6 +18,6 @@ def teacher_fingerprint(model: str) -> str:
     Raises:
         UserError: there is no such model, or not a base.
     """
-    config = {name: value for name, value in read_model_config(model).items() if name not in _BOOKKEEPING}
+    config = {name: value for name, value in read_base_config(model).items() if name not in _BOOKKEEPING}
     parts = {"weights": base_fingerprint(model), "config": config}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import require
-from pipeline.training.deepspeed_config import read_deepspeed_json
+from pipeline.config.deepspeed_json import read_deepspeed_json
 
 _MEANINGFUL = ("zero_optimization", "comms_logger", "steps_per_print", "wall_clock_breakdown")
 _ROUNDING = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")

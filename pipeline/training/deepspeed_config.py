@@ -4,11 +4,11 @@ The recipe owns batch, accumulation, clipping, optimizer and dtype; the JSON own
 Where both speak, they must say the same.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError, TrainConfig, require
+from pipeline.config import TrainConfig, require
+from pipeline.config.deepspeed_json import read_deepspeed_json
 
 # DeepSpeed's mixed-precision sections cast every parameter, A_log and dt_bias included (stages 1 to 3). The base
 # has its own dtype (--train.base_dtype) and the AHN stays float32 instead.
@@ -49,21 +49,6 @@ def load_deepspeed_config(path: Path, train: TrainConfig, dp_size: int) -> dict[
         )
     defaults = {"steps_per_print": None, "zero_force_ds_cpu_optimizer": False}
     return defaults | user | {key: value for key, (_, value) in owned.items()}
-
-
-def read_deepspeed_json(path: Path) -> dict[str, Any]:
-    """The user's JSON as it is.
-
-    Raises:
-        ConfigError: the file is missing or is no JSON object.
-    """
-    require(path.is_file(), f"--ds_config {path} does not exist; see ds_configs/")
-    try:
-        user = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--ds_config {path} is not JSON: {error}") from error
-    require(isinstance(user, dict), f"--ds_config {path} must hold a JSON object, found {type(user).__name__}")
-    return user
 
 
 def _enabled(section: Any) -> bool:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("attention", "cells", "loss", "decoding", "loader", "tokenization", "packing")
+NAMES = (
+    "attention",
+    "cells",
+    "loss",
+    "decoding",
+    "loader",
+    "tokenization",
+    "packing",
+    "teacher_signals",
+    "teacher_steps",
+)
 
 
 def main() -> None:

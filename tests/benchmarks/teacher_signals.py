@@ -1,10 +1,13 @@
-"""What each teacher signal costs and loses: SmolLM2-135M on real text, full attention teaching sinks + window.
+"""What each teacher signal costs and loses, full attention teaching sinks + window: SmolLM2-135M on real text, and a
+tiny Qwen2 with Qwen2.5's vocabulary on random tokens, its head scaled to an entropy as language models have it.
 
-Against the dense KL at the same positions: the loss, and the gradient to the student's hidden states, all positions as
-one vector. The teacher runs in float32: one that runs in bfloat16 would lose nothing in bfloat16.
+Against the dense KL at the same positions: the loss, and the gradient to all memories' parameters as one vector. The
+memories act: their output matrices are random. The teacher runs in float32: one that runs in bfloat16 would lose
+nothing in bfloat16.
 """
 
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -12,73 +15,110 @@ from pydoc_data.topics import topics
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.losses.chunked_kl import chunked_forward_kl
-from pipeline.losses.sparse_kl import Tail, chunked_sampled_kl, chunked_topk_kl
+from pipeline.losses.signal_kl import chunked_signal_kl
+from pipeline.losses.sparse_kl import Tail
 from pipeline.model.loading import load_base
 from pipeline.teacher.extract import extract_signal
-from pipeline.teacher.signals import HiddenSignal, HiddenSpec, SampledSpec, Signal, SignalSpec, TopKSignal, TopKSpec
+from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
 from tests.benchmarks.timing import report, seconds
+from tests.teacher.capture_inputs import make_teacher
 
 MODEL = Path(__file__).parents[2] / ".cache" / "smollm2-135m"
 WINDOW = WindowSpec(num_sink_tokens=32, window_size=224)
 NUM_POSITIONS, CHUNK, REPEATS = 1024, 128, 3
+LENGTH = WINDOW.lossless_budget + NUM_POSITIONS + 1
+QWEN_VOCABULARY = 151_936
 
 
 def run() -> dict:
     if not MODEL.is_dir():
         raise SystemExit(f"error: {MODEL} is missing; run launchers/demo/fetch_model.py")
-    teacher, student, head = _hidden_states()
-    vocab_size, hidden_size = head.shape
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"SmolLM2-135M": _smollm2(), "tiny Qwen2": _tiny_qwen2(Path(folder))}
+        return {name: _compare(name, Bench(model, tokens)) for name, (model, tokens) in models.items()}
+
+
+def _smollm2() -> tuple[PreTrainedModel, Tensor]:
+    text = "\n".join(topics[name] for name in sorted(topics))
+    tokens = AutoTokenizer.from_pretrained(MODEL)(text[: 8 * LENGTH], return_tensors="pt").input_ids[:, :LENGTH]
+    assert tokens.shape[1] == LENGTH
+    return _load(MODEL), tokens
+
+
+def _tiny_qwen2(folder: Path) -> tuple[PreTrainedModel, Tensor]:
+    model = _load(make_teacher(folder, QWEN_VOCABULARY, hidden_size=64))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.6)
+    return model, torch.randint(0, QWEN_VOCABULARY, (1, LENGTH))
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model = load_base(str(folder), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for layer in model.get_decoder().layers:
+            layer.ahn.fn.o_proj.weight.normal_(std=0.05)
+    return model
+
+
+class Bench:
+    """Teacher and student past the window [M, D], and what a gradient to the student means for its memories."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        decoder, positions = model.get_decoder(), slice(WINDOW.lossless_budget, LENGTH - 1)
+        self.head = model.get_output_embeddings().weight.detach()
+        self.weights = torch.full((NUM_POSITIONS,), 1 / NUM_POSITIONS)
+        self._memories = [p for p in model.parameters() if p.requires_grad]
+
+        def run(window: WindowSpec | None, use_memory: bool) -> Tensor:
+            documents = [Document(0, 0, LENGTH, window)]
+            output = decoder(input_ids=tokens, use_cache=False, documents=documents, use_memory=use_memory)
+            return output.last_hidden_state[0, positions]
+
+        with torch.no_grad():
+            self.teacher = run(None, False).clone()
+        self.student = run(WINDOW, True)
+
+    def measure(self, loss_of: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
+        """Loss, and its gradient to all memories [parameters], float64."""
+        loss = loss_of(self.student)
+        gradients = torch.autograd.grad(loss, self._memories, retain_graph=True)
+        return loss.item(), torch.cat([gradient.flatten().double() for gradient in gradients])
+
+    def mean_entropy(self) -> float:
+        """Of the teacher, in nats."""
+        parts = [torch.special.entr((part @ self.head.T).softmax(-1)).sum(-1) for part in self.teacher.split(CHUNK)]
+        return torch.cat(parts).mean().item()
+
+
+def _compare(name: str, bench: Bench) -> dict:
+    vocab_size, hidden_size = bench.head.shape
     sizes = {"vocab_size": vocab_size}
     runs: list[tuple[SignalSpec, Tail]] = [
         *((HiddenSpec(dtype, hidden_size), "bucket") for dtype in ("float32", "bfloat16", "float16", "int8")),
         *((TopKSpec(k, **sizes), tail) for k in (50, 200) for tail in ("bucket", "renormalise")),
         *((SampledSpec(num_draws, 0, **sizes), "bucket") for num_draws in (12, 50, 200)),
     ]
-    weights = torch.full((NUM_POSITIONS,), 1 / NUM_POSITIONS)
-    dense = _loss_and_gradient(student, lambda s: chunked_forward_kl(s, teacher, head, weights, CHUNK))
-    entropy = _mean_entropy(teacher, head)
-    print(f"\ndense KL {dense[0]:.4f} nats, the teacher's entropy {entropy:.4f}, {NUM_POSITIONS} positions")
-    rows = [_measure(spec, tail, teacher, student, head, weights, dense) for spec, tail in runs]
-    return {"kl": dense[0], "entropy": entropy, "signals": report("teacher signals against the dense KL", rows)}
+    dense = bench.measure(lambda s: chunked_forward_kl(s, bench.teacher, bench.head, bench.weights, CHUNK))
+    entropy = bench.mean_entropy()
+    print(f"\n{name}: dense KL {dense[0]:.4f} nats, the teacher's entropy {entropy:.4f}, {NUM_POSITIONS} positions")
+    rows = [_measure(spec, tail, bench, dense) for spec, tail in runs]
+    return {"kl": dense[0], "entropy": entropy, "signals": report(f"{name}: signals against the dense KL", rows)}
 
 
-@torch.no_grad()
-def _hidden_states() -> tuple[Tensor, Tensor, Tensor]:
-    """Final hidden states of teacher and student past the window [M, D], and the head."""
-    model = load_base(str(MODEL), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32).eval()
-    text = "\n".join(topics[name] for name in sorted(topics))
-    length = WINDOW.lossless_budget + NUM_POSITIONS + 1
-    tokens = AutoTokenizer.from_pretrained(MODEL)(text[: 8 * length], return_tensors="pt").input_ids[:, :length]
-    assert tokens.shape[1] == length
-    decoder, positions = model.get_decoder(), slice(WINDOW.lossless_budget, length - 1)
-    hidden = [
-        decoder(input_ids=tokens, use_cache=False, documents=[Document(0, 0, length, window)], use_memory=memory)
-        for window, memory in ((None, False), (WINDOW, True))
-    ]
-    teacher, student = (output.last_hidden_state[0, positions].clone() for output in hidden)
-    return teacher, student, model.get_output_embeddings().weight.detach()
+def _measure(spec: SignalSpec, tail: Tail, bench: Bench, dense: tuple[float, Tensor]) -> dict:
+    positions, parts = np.arange(NUM_POSITIONS), []
 
+    def extract() -> None:
+        parts[:] = [extract_signal(spec, bench.teacher, bench.head, "benchmark", positions, CHUNK)]
 
-def _measure(
-    spec: SignalSpec,
-    tail: Tail,
-    teacher: Tensor,
-    student: Tensor,
-    head: Tensor,
-    weights: Tensor,
-    dense: tuple[float, Tensor],
-) -> dict:
-    positions = np.arange(NUM_POSITIONS)
-    signal: Signal = extract_signal(spec, teacher, head, "benchmark", positions, CHUNK)
-    times = [
-        seconds(lambda: extract_signal(spec, teacher, head, "benchmark", positions, CHUNK)) for _ in range(REPEATS)
-    ]
-    loss, gradient = _loss_and_gradient(student, lambda s: _distil(signal, s, head, weights, tail))
+    times = [seconds(extract) for _ in range(REPEATS)]
+    (signal,) = parts
+    loss, gradient = bench.measure(lambda s: chunked_signal_kl(s, signal, bench.head, bench.weights, CHUNK, tail))
     return {
         "signal": _name(spec, tail),
         "bytes_a_position": sum(array.nbytes for array in signal.to_members().values()) / NUM_POSITIONS,
@@ -95,25 +135,3 @@ def _name(spec: SignalSpec, tail: Tail) -> str:
     if isinstance(spec, HiddenSpec):
         return f"hidden {spec.dtype}"
     return f"top-{spec.k} {tail}" if isinstance(spec, TopKSpec) else f"sampled {spec.num_draws}"
-
-
-def _distil(signal: Signal, student: Tensor, head: Tensor, weights: Tensor, tail: Tail) -> Tensor:
-    if isinstance(signal, HiddenSignal):
-        return chunked_forward_kl(student, torch.from_numpy(signal.decode()), head, weights, CHUNK)
-    if isinstance(signal, TopKSignal):
-        arrays = signal.ids.astype(np.int64), signal.log_probs, signal.log_tail
-        return chunked_topk_kl(student, *map(torch.from_numpy, arrays), head, weights, CHUNK, tail)
-    arrays = *signal.padded(), signal.entropy
-    return chunked_sampled_kl(student, *map(torch.from_numpy, arrays), head, weights, CHUNK)
-
-
-def _loss_and_gradient(student: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
-    student = student.clone().requires_grad_()
-    loss = loss_of(student)
-    (gradient,) = torch.autograd.grad(loss, student)
-    return loss.item(), gradient.flatten().double()
-
-
-def _mean_entropy(teacher: Tensor, head: Tensor) -> float:
-    parts = [torch.special.entr((part @ head.T).softmax(-1)).sum(-1) for part in teacher.split(CHUNK)]
-    return torch.cat(parts).mean().item()
