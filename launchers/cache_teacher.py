@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 -- launchers/cache_teacher.py ...    (with the --, or it takes --signal for its own)
     srun python launchers/cache_teacher.py ...                       (also: mpiexec -n 8, job arrays, by hand)
 
-A teacher that does not fit on one GPU: --ds_config ds_configs/zero3.json, under deepspeed or torchrun. Samples whose
+A teacher that does not fit on one GPU: --ds_config ds_configs/zero3.json, under any of these launchers. Samples whose
 activations do not fit: --forward_chunk 4096.
 
 Processes find their work by locks on the missing shards, so they may be of several jobs, and may come and go. The same
@@ -13,8 +13,8 @@ command again does what is missing. Wrong input ends with one line and exit code
 """
 
 from pipeline.config import TeacherCacheConfig, parse_cli
+from pipeline.distributed.launch import adopt_launcher, find_rank
 from pipeline.errors import run_cli
-from pipeline.evaluation.ranks import find_rank
 from pipeline.teacher.capture_plan import plan_capture
 from pipeline.teacher.capture_size import check_space, describe_plan, free_bytes
 from pipeline.teacher.partition_config import load_partition_config
@@ -22,8 +22,8 @@ from pipeline.teacher.partition_config import load_partition_config
 
 def main() -> None:
     config = parse_cli(TeacherCacheConfig)
-    ranks = find_rank()
-    settings = None if config.ds_config is None else load_partition_config(config.ds_config, ranks.world_size)
+    ranks = find_rank() if config.ds_config is None else adopt_launcher()
+    settings = None if config.ds_config is None else load_partition_config(config.ds_config)
     plan = plan_capture(config)
     if config.dry_run:
         if ranks.rank == 0:

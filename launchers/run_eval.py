@@ -9,9 +9,9 @@ Writes report.html, report.json and documents.jsonl. A stopped evaluation goes o
 from pipeline.config import EvalConfig, parse_cli
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError, run_cli
 from pipeline.evaluation.documents import select_pieces
-from pipeline.evaluation.ranks import find_rank
 from pipeline.evaluation.summary import format_summary
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.model.files import find_tokenizer_json, resolve_model

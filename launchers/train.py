@@ -3,17 +3,22 @@
     deepspeed --num_gpus 2 launchers/train.py --ds_config ds_configs/zero2.json \\
         --config launchers/recipes/demo.yaml --model MODEL --data DATA --output RUN
 
-torchrun and plain python (one process) work too. SIGTERM or SIGUSR1: finishes the step, saves, exits 85; the same
-command again goes on from there. Wrong input ends with one line and exit code 2.
+    torchrun --nproc_per_node 2 -- launchers/train.py ...
+    mpiexec -n 2 python launchers/train.py ...              (also: srun python, or python alone for one process)
+
+SIGTERM or SIGUSR1: finishes the step, saves, exits 85; the same command again goes on from there. Wrong input ends
+with one line and exit code 2.
 """
 
 from pipeline.config import TrainRunConfig, parse_cli
+from pipeline.distributed.launch import adopt_launcher
 from pipeline.errors import run_cli
 from pipeline.training.stop_flag import StopFlag
 
 
 def main() -> None:
     stop = StopFlag().install()
+    adopt_launcher()
     config = parse_cli(TrainRunConfig)
     from pipeline.training.preflight import preflight
 

@@ -21,7 +21,7 @@ def run_cli(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        rank = os.environ.get("RANK")
+        rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
         os._exit(EXIT_USER_ERROR)

@@ -52,6 +52,13 @@ ALLOWED = {  # layer -> layers of ours it may import
         | {"pipeline.errors", "pipeline.exit_codes", "pipeline.data"}
         | {"pipeline.losses.positions", "pipeline.teacher.signals"},
     ),
+    "pipeline.launching": {
+        *("pipeline.errors", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
+        *("pipeline.model.base_config", "pipeline.model.files"),
+        *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
+        *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
+        "pipeline.training.schedules",
+    },
     "data_prep": {
         *("pipeline.errors", "pipeline.exit_codes"),
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),

@@ -6,12 +6,40 @@ that reads. All its arithmetic is in its parameters' dtype: float32, whatever th
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.ahn.passage import Passage
+
 Gates = dict[str, Tensor]
 """Write gates of each token by name, [B, T, Hq] each. With all of them zero, a token writes nothing."""
+
+
+class RankExchange(Protocol):
+    """For a memory that several ranks of a group work on, each with the hidden states of some tokens: by heads, all
+    tokens each, or by tokens, all heads each.
+
+    `heads`: those of this rank.
+    """
+
+    heads: slice
+
+    def recur(self, cell: "MemoryCell", q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Tensor:
+        """The outputs [1, E, h, D] of the cell's recurrence; arguments as `MemoryCell.recur`'s."""
+
+    def to_writes(self, gate: Tensor) -> Tensor:
+        """[1, n, Hq] of the rank's tokens whose hidden states may be compressed -> [1, E, h] of those that are."""
+
+    def to_reads(self, gate: Tensor) -> Tensor:
+        """[1, n, Hq] of the rank's tokens -> [1, E, h] of those that read."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the group, differentiable."""
+
+
+ALL_HEADS = slice(None)
 
 
 def l2_normalise(x: Tensor) -> Tensor:
@@ -26,9 +54,9 @@ class GroupedOutput(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim, head_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, H, D] -> [B, T, H, D]."""
-        return torch.einsum("bthi,hio->btho", x, self.weight)
+    def forward(self, x: Tensor, heads: slice = ALL_HEADS) -> Tensor:
+        """[B, T, h, D] -> [B, T, h, D] of these heads."""
+        return torch.einsum("bthi,hio->btho", x, self.weight[heads])
 
 
 class MemoryCell(nn.Module, ABC):
@@ -37,6 +65,9 @@ class MemoryCell(nn.Module, ABC):
     Training and full forwards call the module (so that ZeRO-3's hooks see it); a cache, which keeps write gates
     until their token is evicted, calls `write_gates` and `read`.
     """
+
+    scalar_transition: ClassVar[bool] = False
+    """Whether a run of writes only scales an older state; else it is multiplied by a matrix [D, D]."""
 
     @abstractmethod
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -48,13 +79,31 @@ class MemoryCell(nn.Module, ABC):
 
     @abstractmethod
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, **options: Tensor | bool | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, heads: slice, **options: Tensor | bool | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The cell's recurrence on normalised q and k; `options` are `read`'s."""
+        """The cell's recurrence on normalised q and k of these heads; `options` are `read`'s."""
+
+    def passage(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Passage:
+        """What a run of writes, arguments as `recur`'s of all heads with B = 1, does to any state.
+
+        The cell itself, with values [v, 0] of twice the width and [0, I] as its state: the second half, never written
+        to, is what becomes of a state.
+        """
+        num_heads, head_dim = q.shape[2:]
+        state = torch.cat([q.new_zeros(head_dim, head_dim), torch.eye(head_dim, dtype=q.dtype, device=q.device)], -1)
+        wide = torch.cat([v, torch.zeros_like(v)], -1)
+        state = state.expand(1, num_heads, -1, -1).contiguous()
+        output, state = self.recur(q, k, wide, gates, ALL_HEADS, initial_state=state, output_final_state=True)
+        increment, transition = state[0].chunk(2, -1)
+        return Passage(*output.chunk(2, -1), transition, increment)
 
     @abstractmethod
-    def gate_output(self, output: Tensor, read_hidden: Tensor) -> Tensor:
-        """Output gate and norm, [B, E, Hq, D]."""
+    def read_gate(self, hidden_states: Tensor) -> Tensor:
+        """The output gate of the tokens with these hidden states [B, T, hidden], [B, T, Hq]."""
+
+    @abstractmethod
+    def gate_output(self, output: Tensor, gate: Tensor, exchange: RankExchange | None) -> Tensor:
+        """Output gate and norm, [B, E, h, D]; `gate` [B, E, h]."""
 
     def read(
         self,
@@ -82,17 +131,12 @@ class MemoryCell(nn.Module, ABC):
         Returns:
             What to add to the attention output before o_proj, [B, E, Hq, D], and the state or None.
         """
-        dtype = self.o_proj.weight.dtype
-        output, state = self.recur(
-            l2_normalise(q.to(dtype)),
-            l2_normalise(k.to(dtype)),
-            v.to(dtype),
-            gates,
-            initial_state=initial_state,
-            output_final_state=output_final_state,
-            cu_seqlens=cu_seqlens,
-        )
-        return self.o_proj(self.gate_output(output, read_hidden.to(dtype))), state
+        options = {
+            "initial_state": initial_state,
+            "output_final_state": output_final_state,
+            "cu_seqlens": cu_seqlens,
+        }
+        return self._read(q, k, v, gates, self.read_gate(read_hidden), **options)
 
     def forward(
         self,
@@ -102,10 +146,29 @@ class MemoryCell(nn.Module, ABC):
         write_hidden: Tensor,
         read_hidden: Tensor,
         cu_seqlens: Tensor | None = None,
+        exchange: RankExchange | None = None,
     ) -> Tensor:
-        """`read` from an empty memory with gates from `write_hidden` [B, E, hidden]."""
-        gates = self.write_gates(write_hidden)
-        return self.read(q, k, v, gates, read_hidden, cu_seqlens=cu_seqlens)[0]
+        """`read` from an empty memory with gates from `write_hidden` [B, E, hidden].
+
+        With an `exchange`, q, k and v are of this rank's heads, and `write_hidden` and `read_hidden` of this rank's
+        tokens [1, n, hidden], from which it makes what the heads need; it knows the bounds of the sequences.
+        """
+        gates, gate = self.write_gates(write_hidden), self.read_gate(read_hidden)
+        if exchange is None:
+            return self._read(q, k, v, gates, gate, cu_seqlens=cu_seqlens)[0]
+        gates, gate = {name: exchange.to_writes(g) for name, g in gates.items()}, exchange.to_reads(gate)
+        output = exchange.recur(self, *self._prepare(q, k, v), gates)
+        return self.o_proj(self.gate_output(output, gate, exchange), exchange.heads)
+
+    def _read(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, gate: Tensor, **options: Tensor | bool | None
+    ) -> tuple[Tensor, Tensor | None]:
+        output, state = self.recur(*self._prepare(q, k, v), gates, ALL_HEADS, **options)
+        return self.o_proj(self.gate_output(output, gate, None)), state
+
+    def _prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = self.o_proj.weight.dtype
+        return l2_normalise(q.to(dtype)), l2_normalise(k.to(dtype)), v.to(dtype)
 
     def _constant_and_normal_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Norm weights 1, biases 0, the output matrix 0, linear weights N(0, 0.02)."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell
-from pipeline.ahn.recurrence import RuleInputs, run_rule
+from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell, RankExchange
+from pipeline.ahn.recurrence import RuleInputs, is_decoding, run_rule
 
 
 def chunk_delta_rule(
@@ -64,7 +64,7 @@ def _fla_kernel(
     from fla.ops.delta_rule import fused_recurrent_delta_rule as recurrent
 
     options = {"initial_state": initial_state, "output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
-    if inputs.q.shape[1] == 1:
+    if is_decoding(inputs):
         return recurrent(inputs.q, inputs.k, inputs.v, inputs.beta, **options)
     # The chunked kernel refuses float32 (states stay float32 inside); Triton's interpreter has no bfloat16.
     half = torch.bfloat16 if inputs.q.device.type == "cuda" else torch.float16
@@ -89,9 +89,12 @@ class DeltaNet(MemoryCell):
         return {"beta": self.b_proj(hidden_states.to(self.b_proj.weight.dtype)).sigmoid()}
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, **options: Tensor | bool | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, heads: slice, **options: Tensor | bool | None
     ) -> tuple[Tensor, Tensor | None]:
         return chunk_delta_rule(q, k, v, gates["beta"], **options)
 
-    def gate_output(self, output: Tensor, read_hidden: Tensor) -> Tensor:
-        return self.o_norm(output) * F.silu(self.g_proj(read_hidden))[..., None]
+    def read_gate(self, hidden_states: Tensor) -> Tensor:
+        return F.silu(self.g_proj(hidden_states.to(self.g_proj.weight.dtype)))
+
+    def gate_output(self, output: Tensor, gate: Tensor, exchange: RankExchange | None) -> Tensor:
+        return self.o_norm(output) * gate[..., None]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell
-from pipeline.ahn.recurrence import RuleInputs, run_rule
+from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell, RankExchange
+from pipeline.ahn.recurrence import RuleInputs, is_decoding, run_rule
 
 
 def chunk_gated_delta_rule(
@@ -83,7 +83,7 @@ def _fla_kernel(
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule as chunk
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule as recurrent
 
-    return (recurrent if inputs.q.shape[1] == 1 else chunk)(
+    return (recurrent if is_decoding(inputs) else chunk)(
         **inputs._asdict(),
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -120,9 +120,12 @@ class GatedDeltaNet(MemoryCell):
         return {"g": g, "beta": self.b_proj(hidden_states).sigmoid()}
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, **options: Tensor | bool | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, heads: slice, **options: Tensor | bool | None
     ) -> tuple[Tensor, Tensor | None]:
         return chunk_gated_delta_rule(q, k, v, gates["g"], gates["beta"], **options)
 
-    def gate_output(self, output: Tensor, read_hidden: Tensor) -> Tensor:
-        return self.o_norm(output) * F.silu(self.g_proj(read_hidden))[..., None]
+    def read_gate(self, hidden_states: Tensor) -> Tensor:
+        return F.silu(self.g_proj(hidden_states.to(self.g_proj.weight.dtype)))
+
+    def gate_output(self, output: Tensor, gate: Tensor, exchange: RankExchange | None) -> Tensor:
+        return self.o_norm(output) * gate[..., None]

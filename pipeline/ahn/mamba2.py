@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.ahn.base import Gates, GroupedOutput, MemoryCell
-from pipeline.ahn.recurrence import RuleInputs, run_rule
+from pipeline.ahn.base import ALL_HEADS, Gates, GroupedOutput, MemoryCell, RankExchange
+from pipeline.ahn.passage import Passage
+from pipeline.ahn.recurrence import RuleInputs, is_decoding, run_rule
 
 
 def chunk_ssd(
@@ -70,7 +71,7 @@ def _fla_kernel(
     from fla.ops.simple_gla import chunk_simple_gla as chunk
     from fla.ops.simple_gla import fused_recurrent_simple_gla as recurrent
 
-    return (recurrent if inputs.q.shape[1] == 1 else chunk)(
+    return (recurrent if is_decoding(inputs) else chunk)(
         inputs.q,
         inputs.k,
         inputs.v * inputs.beta[..., None],
@@ -84,6 +85,8 @@ def _fla_kernel(
 
 class Mamba2(MemoryCell):
     """2 (hidden + 1) H + 2 H + H D + H D^2 parameters a layer, named as in the published checkpoints."""
+
+    scalar_transition = True
 
     def __init__(self, hidden_size: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -105,10 +108,26 @@ class Mamba2(MemoryCell):
         return {"dt": F.softplus(self.dt_proj(hidden_states.to(self.A_log.dtype)) + self.dt_bias)}
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, **options: Tensor | bool | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, heads: slice, **options: Tensor | bool | None
     ) -> tuple[Tensor, Tensor | None]:
-        return chunk_ssd(q, k, v, -self.A_log.exp() * gates["dt"], gates["dt"], **options)
+        return chunk_ssd(q, k, v, self._log_decay(gates, heads), gates["dt"], **options)
 
-    def gate_output(self, output: Tensor, read_hidden: Tensor) -> Tensor:
-        gated = output * F.silu(self.g_proj(read_hidden))[..., None]
-        return self.norm(gated.flatten(2)).view_as(gated)
+    def passage(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Passage:
+        output, state = self.recur(q, k, v, gates, ALL_HEADS, output_final_state=True)
+        decay = self._log_decay(gates, ALL_HEADS)[0].double().cumsum(0).exp().to(q.dtype)  # [E, Hq]
+        return Passage(output, q * decay[..., None], decay[-1, :, None, None], state[0])
+
+    def _log_decay(self, gates: Gates, heads: slice) -> Tensor:
+        return -self.A_log[heads].exp() * gates["dt"]
+
+    def read_gate(self, hidden_states: Tensor) -> Tensor:
+        return F.silu(self.g_proj(hidden_states.to(self.g_proj.weight.dtype)))
+
+    def gate_output(self, output: Tensor, gate: Tensor, exchange: RankExchange | None) -> Tensor:
+        gated = output * gate[..., None]
+        if exchange is None:
+            return self.norm(gated.flatten(2)).view_as(gated)
+        # The norm spans the channels of all heads, of which other ranks have some.
+        mean_square = exchange.sum(gated.square().sum((-2, -1), keepdim=True)) / self.norm.weight.numel()
+        weight = self.norm.weight.view(self.A_log.shape[0], -1)[exchange.heads]
+        return gated * torch.rsqrt(mean_square + self.norm.eps) * weight

@@ -99,6 +99,11 @@ def run_rule(
     return output, state if output_final_state else None
 
 
+def is_decoding(inputs: RuleInputs) -> bool:
+    """Whether fla's recurrent kernels can do it: not all have a backward pass."""
+    return inputs.q.shape[1] == 1 and not torch.is_grad_enabled()
+
+
 def _zero_state(inputs: RuleInputs) -> Tensor:
     q, v = inputs.q, inputs.v
     return v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])

@@ -30,6 +30,7 @@ def sink_window_attention(
     first_position: Tensor | None = None,
     sink_k: Tensor | None = None,
     sink_v: Tensor | None = None,
+    num_skipped: int = 0,
 ) -> Tensor:
     """Attention of the last T of K consecutive tokens to sinks and window.
 
@@ -42,14 +43,20 @@ def sink_window_attention(
             padding, which nobody sees. None: all rows start at 0.
         sink_k, sink_v: the document's first num_sink_tokens [B, Hkv, S, D] when K does not start with them (a
             cache). Slots of tokens that have not been seen yet are never looked at.
+        num_skipped: tokens of the document that are left out of k and v behind its sinks, with which they start. The
+            first query's window begins behind them.
 
     Returns:
         [B, T, Hq, D]. Rows of padding queries hold zeros.
     """
     if q.device.type == "cuda" and first_position is None and sink_k is None:
-        return _flex_attention(q, k, v, window, scale).transpose(1, 2)
+        return _flex_attention(q, k, v, window, scale, num_skipped).transpose(1, 2)
     if sink_k is None:
-        sink_k, sink_v = (x[:, :, : window.num_sink_tokens] for x in (k, v))
+        num_sinks = window.num_sink_tokens
+        sink_k, sink_v = k[:, :, :num_sinks], v[:, :, :num_sinks]
+        if num_skipped:
+            k, v = k[:, :, num_sinks:], v[:, :, num_sinks:]
+            first_position = torch.full((q.shape[0],), num_sinks + num_skipped, device=q.device)
     return _blocked_attention(q, k, v, window, scale, first_position, sink_k, sink_v)
 
 
@@ -105,8 +112,8 @@ def _block_mask(
     return torch.cat([sees_sink, sees_key], dim=-1)[:, :, None]
 
 
-def _flex_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, scale: float) -> Tensor:
-    mask = flex_block_mask(window, q.shape[2], k.shape[2], q.device)
+def _flex_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, scale: float, num_skipped: int) -> Tensor:
+    mask = flex_block_mask(window, q.shape[2], k.shape[2], q.device, num_skipped)
     return _compiled_flex()(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -117,14 +124,18 @@ def _compiled_flex() -> object:
 
 
 @functools.lru_cache(maxsize=8)
-def flex_block_mask(window: WindowSpec, num_queries: int, num_keys: int, device: torch.device) -> BlockMask:
+def flex_block_mask(
+    window: WindowSpec, num_queries: int, num_keys: int, device: torch.device, num_skipped: int = 0
+) -> BlockMask:
     """Visibility for the last `num_queries` of `num_keys` tokens; one mask a forward pass, as all layers share it."""
     num_sinks = torch.tensor(window.num_sink_tokens, device=device)
     window_size = torch.tensor(window.window_size, device=device)
-    first_query = torch.tensor(num_keys - num_queries, device=device)
+    skipped = torch.tensor(num_skipped, device=device)
+    first_query = torch.tensor(num_keys + num_skipped - num_queries, device=device)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query = query + first_query
+        key = torch.where(key < num_sinks, key, key + skipped)
         return (key <= query) & ((key < num_sinks) | (query - key < window_size))
 
     return create_block_mask(visible, None, None, num_queries, num_keys, device=device)

@@ -7,6 +7,7 @@ Standard library and jsonargparse only, so that a wrong flag is reported before 
 from pipeline.config.data import DemoConfig, FetchModelConfig, ListSourcesConfig, PrepareConfig
 from pipeline.config.inference import AccountingConfig, DoctorConfig, EvalConfig, GenerateConfig, MergeConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
+from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
 from pipeline.config.teacher import TeacherCacheConfig
 from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
 
@@ -22,6 +23,9 @@ __all__ = [
     "MemoryConfig",
     "MergeConfig",
     "PrepareConfig",
+    "Resources",
+    "SiteConfig",
+    "SubmitConfig",
     "TeacherCacheConfig",
     "TrainConfig",
     "TrainRunConfig",

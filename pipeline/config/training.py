@@ -1,6 +1,7 @@
 """Settings of launchers/train.py."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,14 @@ class TrainConfig:
     """Steps between checkpoints; one more is written at the end and on SIGTERM or SIGUSR1."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
+    async_save: bool = False
+    """Write checkpoints in the background while training goes on, from a copy in CPU memory."""
+    step_timeout_s: float = 1800.0
+    """Seconds after which a step or a save that is not done is taken for hung: stacks are written, the run ends."""
+    peak_tflops: float | None = None
+    """What a rank's device can do at most, for perf/mfu. Default: known for common GPUs and a bfloat16 base."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the metrics are sent to, too."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -106,6 +115,11 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"--train.{name}: must be >= 1, found {getattr(self, name)}")
         require(self.learning_rate > 0, f"--train.learning_rate: must be > 0, found {self.learning_rate}")
         require(self.clip_grad_norm > 0, f"--train.clip_grad_norm: must be > 0, found {self.clip_grad_norm}")
+        require(
+            self.peak_tflops is None or self.peak_tflops > 0,
+            f"--train.peak_tflops: must be > 0, found {self.peak_tflops}",
+        )
+        require(self.step_timeout_s > 0, f"--train.step_timeout_s: must be > 0, found {self.step_timeout_s}")
         require(self.weight_decay >= 0, f"--train.weight_decay: must be >= 0, found {self.weight_decay}")
         require(self.mixture != {}, "--train.mixture: names no source; leave it out to use the data's own weights")
         for name, weight in (self.mixture or {}).items():
@@ -144,12 +158,19 @@ class TrainRunConfig:
     """Signals written by launchers/cache_teacher.py for --data. Default: the teacher runs in every step."""
     teacher_fallback: Literal["error", "online"] = "error"
     """What samples do whose shard the cache does not have: `online` runs the teacher for them."""
+    sequence_parallel_size: int = 1
+    """Ranks that hold each sample together."""
+    sequence_parallel_mode: Literal["ulysses", "halo"] = "ulysses"
+    """Inside attention a rank has, `ulysses`: all tokens of some heads; `halo`: its tokens and those that its window
+    reaches, all heads. `halo` sends the same however long a sample is; it needs --teacher_cache or --train.loss ce."""
     data_cache: Path | None = None
     """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
     data_cache_bytes: int = 100_000_000_000
     """Bound on that folder; the shards that were not read for the longest time make room."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: go on from the newest checkpoint in --output if there is one. `never`: refuse a used folder."""
+    profile: str | None = None
+    """Steps to trace with torch's profiler, as 5 or 5-8, into profile/rank-R.json of the run folder."""
     local_rank: int = -1
     """Set by the deepspeed launcher."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -157,8 +178,34 @@ class TrainRunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        require(
+            self.sequence_parallel_size >= 1,
+            f"--sequence_parallel_size: must be >= 1, found {self.sequence_parallel_size}",
+        )
         require(self.data_cache_bytes >= 1, f"--data_cache_bytes: must be >= 1, found {self.data_cache_bytes}")
         require(
-            self.teacher_cache is None or self.train.loss == "kl",
-            f"--teacher_cache {self.teacher_cache}: --train.loss {self.train.loss} needs no teacher; leave one out",
+            self.profile is None or (re.fullmatch(r"\d+(-\d+)?", self.profile) and len(self.profile_steps) > 0),
+            f"--profile: needs a step or a range of steps, as 5 or 5-8, found {self.profile}",
         )
+        cache = self.teacher_cache
+        # A Path has one slash of a URL's two.
+        require(
+            cache is None or ":/" not in str(cache),
+            f"--teacher_cache {cache}: a teacher cache is read from a file system, not from a URL; copy it there",
+        )
+        require(
+            cache is not None or self.teacher_fallback == "error",
+            f"--teacher_fallback {self.teacher_fallback}: goes with --teacher_cache, which is not given",
+        )
+        require(
+            cache is None or self.train.loss == "kl",
+            f"--teacher_cache {cache}: --train.loss {self.train.loss} needs no teacher; leave one out",
+        )
+
+    @property
+    def profile_steps(self) -> range:
+        """Steps of --profile, counted from 1."""
+        if self.profile is None:
+            return range(0)
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last or first) + 1)

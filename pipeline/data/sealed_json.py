@@ -4,9 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from pipeline.data.file_reading import read_file, reading
 from pipeline.data.shard_format import DataError
 
 DIGEST_FIELD = "sha256"
+MAX_SEALED_BYTES = 1 << 26
 
 
 def seal(facts: dict) -> bytes:
@@ -15,15 +17,17 @@ def seal(facts: dict) -> bytes:
     return _render(json.loads(json.dumps(facts)))
 
 
-def load_sealed(path: Path) -> dict:
+def load_sealed(path: Path, most_bytes: int = MAX_SEALED_BYTES) -> dict:
     """The facts of the file, without the digest.
 
     Raises:
-        DataError: the file is missing, or any byte of it differs from what was written.
+        DataError: the file is missing, cannot be read, has more than `most_bytes` bytes, or any byte of it differs from
+            what was written.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is missing")
-    raw = path.read_bytes()
+    with reading(path):
+        if not path.is_file():
+            raise DataError(f"{path} is missing")
+    raw = read_file(path, most_bytes)
     try:
         facts = json.loads(raw)
     except (ValueError, RecursionError) as error:

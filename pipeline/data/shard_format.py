@@ -227,9 +227,14 @@ def _index_header(num_samples: int) -> bytes:
     return buffer.getvalue()
 
 
-def sample_digest(raw: bytes) -> np.ndarray:
-    """The index's digest, uint8 [16], of a sample's byte range in its tar."""
-    return np.frombuffer(hashlib.blake2b(raw, digest_size=DIGEST_BYTES).digest(), np.uint8)
+def sample_digest(raw: bytes, key: bytes = b"") -> np.ndarray:
+    """The index's digest, uint8 [16], of a sample's byte range in its tar.
+
+    Args:
+        raw: the bytes.
+        key: binds the digest to what the sample belongs to, where that is more than its folder's manifest says.
+    """
+    return np.frombuffer(hashlib.blake2b(raw, digest_size=DIGEST_BYTES, key=key).digest(), np.uint8)
 
 
 def decode_sample(raw: bytes, where: str) -> PackedSample:

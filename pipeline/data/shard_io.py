@@ -51,10 +51,17 @@ def _sync(file: BinaryIO) -> None:
 
 
 class OpenShard:
-    """A shard that is being written under a temporary name: `append`s, then `close` and `publish`, or `abandon`."""
+    """A shard that is being written under a temporary name: `append`s, then `close` and `publish`, or `abandon`.
 
-    def __init__(self, folder: Path, name: str, source: str) -> None:
-        self.name, self.source, self.size = name, source, 0
+    Args:
+        folder: where.
+        name: of the shard.
+        source: of its samples.
+        digest_key: of the samples' digests (`sample_digest`).
+    """
+
+    def __init__(self, folder: Path, name: str, source: str, digest_key: bytes = b"") -> None:
+        self.name, self.source, self.size, self._digest_key = name, source, 0, digest_key
         self._path = folder / f"{name}.tar"
         self._temporary = temporary_path(self._path)
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by close or abandon)
@@ -64,7 +71,7 @@ class OpenShard:
 
     def append(self, raw: bytes, num_tokens: int) -> None:
         """Adds a sample; `num_tokens`: what the index's column `tokens` says of it."""
-        self._rows.append((self.size, len(raw), num_tokens, sample_digest(raw)))
+        self._rows.append((self.size, len(raw), num_tokens, sample_digest(raw, self._digest_key)))
         self._put(raw)
 
     def _put(self, raw: bytes) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -79,9 +80,9 @@ class _Descriptor:
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._number, length, offset)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
         if hasattr(self, "_number"):  # not when opening failed
-            os.close(self._number)
+            close(self._number)
 
 
 class RemoteFolder:

@@ -1,16 +1,14 @@
 """Process group set-up and the two exchanges between ranks that control flow needs.
 
-Works under the deepspeed launcher, torchrun, and as one plain process: the launchers' environment variables
-(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are read, and made up for a process started alone.
-NCCL on CUDA, gloo elsewhere.
+Works under every launcher that pipeline/distributed/launch.py knows, and as one plain process. NCCL on CUDA, gloo
+elsewhere.
 """
 
 import logging
-import os
-import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -19,40 +17,69 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pipeline.distributed.clock import PhaseClock
+from pipeline.distributed.launch import adopt_launcher
+from pipeline.distributed.ulysses import SequenceGroup
 from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. Data parallel only: every rank holds its own samples."""
+    """Who this process is: one of the `sequence` group's ranks, which hold their samples together, and that group is
+    number `dp_rank` of `dp_size`. `clock` times what it does."""
 
     rank: int
     world_size: int
     device: torch.device
+    sequence: SequenceGroup
+    clock: PhaseClock
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def dp_rank(self) -> int:
+        return self.rank // self.sequence.size
 
-def init_distributed() -> Ranks:
-    """Joins the process group; call once a process, before anything else of DeepSpeed."""
-    environment = os.environ
-    if "RANK" not in environment:  # started alone
-        environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    environment.setdefault("LOCAL_RANK", environment["RANK"])
+    @property
+    def dp_size(self) -> int:
+        return self.world_size // self.sequence.size
+
+
+def init_distributed(sequence_parallel_size: int = 1, timeout_s: float = 1800) -> Ranks:
+    """Joins the process group; call once a process, before anything else of DeepSpeed.
+
+    Args:
+        sequence_parallel_size: consecutive ranks that hold a sample together; divides their number.
+        timeout_s: after which an exchange that some rank does not come to fails.
+
+    Raises:
+        UserError: there are several ranks, and nothing says where they meet.
+    """
+    place, timeout = adopt_launcher(), timedelta(seconds=timeout_s)
     on_cuda = torch.cuda.is_available()
     if on_cuda:
-        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+        torch.cuda.set_device(place.local_rank)
     else:
         skip_shm_op()
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed's calls, not ours: one line per rank and collective otherwise.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    backend = "nccl" if on_cuda else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    clock = PhaseClock(device)
+    sequence = _join_sequence_group(sequence_parallel_size, timeout, clock)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, sequence, clock)
+
+
+def _join_sequence_group(size: int, timeout: timedelta, clock: PhaseClock) -> SequenceGroup:
+    rank, own = dist.get_rank(), None
+    for first in range(0, dist.get_world_size(), size):  # every rank takes part in the making of every group
+        group = dist.new_group(list(range(first, first + size)), timeout=timeout) if size > 1 else None
+        own = group if first <= rank < first + size else own
+    return SequenceGroup(rank % size, size, own, clock)
 
 
 def leave_distributed() -> None:
@@ -70,18 +97,12 @@ def skip_shm_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def gather_rows(values: Sequence[float], ranks: Ranks) -> np.ndarray:
     """Every rank's `values` as float64 [world_size, len(values)], the same on all ranks. Collective."""
     mine = torch.tensor(values, dtype=torch.float64, device=ranks.device)
     rows = [torch.empty_like(mine) for _ in range(ranks.world_size)]
-    dist.all_gather(rows, mine)
+    with ranks.clock.phase("comm"):
+        dist.all_gather(rows, mine)
     return torch.stack(rows).cpu().numpy()
 
 

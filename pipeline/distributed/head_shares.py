@@ -11,13 +11,16 @@ from itertools import pairwise
 
 from pipeline.errors import UserError
 
+Share = tuple[int, int]
+"""Heads [first, end)."""
+
 
 @dataclass(frozen=True)
 class HeadShares:
     """Heads [first, end) of each rank of the group, in rank order."""
 
-    query: tuple[tuple[int, int], ...]
-    key_value: tuple[tuple[int, int], ...]
+    query: tuple[Share, ...]
+    key_value: tuple[Share, ...]
 
 
 def share_heads(num_query_heads: int, num_key_value_heads: int, size: int) -> HeadShares:

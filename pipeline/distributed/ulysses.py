@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-Share = tuple[int, int]
+from pipeline.distributed.clock import PhaseClock
+from pipeline.distributed.head_shares import Share
 
 
 @dataclass
@@ -22,12 +23,13 @@ class SequenceGroup:
     """The ranks that hold one sample together.
 
     `rank` and `size` are within the group. `bytes_sent` counts what this rank has sent to the others, forward and
-    backward.
+    backward; `clock` the time of the exchanges, as its phase `comm`.
     """
 
     rank: int
     size: int
     process_group: dist.ProcessGroup | None
+    clock: PhaseClock = field(default_factory=PhaseClock, compare=False)
     bytes_sent: int = field(default=0, compare=False)
 
     def exchange(self, send: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:
@@ -39,7 +41,8 @@ class SequenceGroup:
         received = send.new_empty(sum(receive_counts))
         if self.size == 1:
             return received.copy_(send)
-        dist.all_to_all_single(received, send, list(receive_counts), list(send_counts), group=self.process_group)
+        with self.clock.phase("comm"):
+            dist.all_to_all_single(received, send, list(receive_counts), list(send_counts), group=self.process_group)
         self.bytes_sent += (send.numel() - send_counts[self.rank]) * send.element_size()
         return received
 
@@ -158,6 +161,7 @@ class _Sum(torch.autograd.Function):
 def _all_reduce(x: Tensor, group: SequenceGroup) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     if group.size > 1:
-        dist.all_reduce(total, group=group.process_group)
+        with group.clock.phase("comm"):
+            dist.all_reduce(total, group=group.process_group)
         group.bytes_sent += 2 * total.numel() * total.element_size() * (group.size - 1) // group.size  # a ring's
     return total

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig
 from pipeline.data.loader import PackedDataset
+from pipeline.distributed.launch import LaunchedRank
 from pipeline.evaluation.documents import Piece
 from pipeline.evaluation.facts import describe, weights_fingerprint
 from pipeline.evaluation.perplexity import PieceScores, score_piece
 from pipeline.evaluation.placement import choose_device, choose_dtype
-from pipeline.evaluation.ranks import EvaluationRank
 from pipeline.evaluation.records import EvaluationFolder, PieceRecord
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.training_curve import read_training_curve
@@ -32,7 +32,7 @@ def evaluate(
     window: WindowSpec,
     dataset: PackedDataset,
     pieces: list[Piece],
-    ranks: EvaluationRank,
+    ranks: LaunchedRank,
 ) -> dict | None:
     """Scores `pieces` and writes the report.
 
@@ -70,7 +70,7 @@ def score_share(
     pieces: list[Piece],
     window: WindowSpec,
     folder: EvaluationFolder,
-    ranks: EvaluationRank,
+    ranks: LaunchedRank,
     chunk_size: int,
 ) -> None:
     """Scores every `world_size`-th piece that has no record yet. Rank 0's bar shows the work of all ranks."""

@@ -41,7 +41,7 @@ def chunked_signal_kl(
         arrays = signal.ids.astype(np.int64), signal.log_probs, signal.log_tail
         return chunked_topk_kl(student_hidden, *(_tensor(array, device) for array in arrays), *common, tail)
     ids, counts = signal.padded()
-    arrays = ids, counts, signal.entropy
+    arrays = ids, counts.astype(np.int32), signal.entropy  # kernels for unsigned integers are few
     return chunked_sampled_kl(student_hidden, *(_tensor(array, device) for array in arrays), *common)
 
 

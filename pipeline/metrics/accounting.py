@@ -17,6 +17,7 @@ The paper's published 7B FLOPs do not follow its own formula; they are printed b
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import AccountingConfig, parse_cli
@@ -86,13 +87,24 @@ def load_architecture(model: str) -> Architecture:
     path = Path(model) / "config.json"
     if not path.is_file():
         raise UserError(f"--model {model}: neither one of {', '.join(PRESETS)} nor a folder with a config.json")
-    config = json.loads(path.read_bytes())
+    return parse_architecture(json.loads(path.read_bytes()), str(path))
+
+
+def parse_architecture(config: dict[str, Any], source: str) -> Architecture:
+    """The sizes in the fields of a config.json.
+
+    Args:
+        source: where they come from, for a message.
+
+    Raises:
+        UserError: one of the sizes is not there.
+    """
     heads = config.get("num_attention_heads")
     defaults = {"num_key_value_heads": heads, "head_dim": config.get("hidden_size", 0) // (heads or 1)}
     sizes = {name: config.get(name) or defaults.get(name) for name in Architecture.__dataclass_fields__}
     missing = [name for name, value in sizes.items() if not value]
     if missing:
-        raise UserError(f"{path} has no {', '.join(missing)}")
+        raise UserError(f"{source} has no {', '.join(missing)}")
     return Architecture(**sizes)
 
 

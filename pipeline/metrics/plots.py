@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pipeline.metrics.logger import read_metrics
 
 LOSS_KEYS = ("loss/kl", "loss/ce")
+PHASES = ("data", "teacher", "student", "backward", "optimizer")  # follow each other; the rest of a step is "other"
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em 1em .2em 0}img{width:100%}
@@ -19,6 +20,8 @@ pre{background:#f4f4f4;padding:1em;overflow:auto}</style>
 <h1>{{ title }}</h1>
 <table>{% for name, value in facts %}<tr><td>{{ name }}</td><td><b>{{ value }}</b></td></tr>{% endfor %}</table>
 <img alt="loss and learning rate over steps" src="data:image/png;base64,{{ curve }}">
+<h2>Where the time goes</h2>
+<img alt="seconds of each phase over steps" src="data:image/png;base64,{{ phases }}">
 <h2>Configuration</h2><pre>{{ configuration }}</pre>
 </html>
 """
@@ -46,6 +49,34 @@ def plot_training(metrics: list[dict[str, Any]]) -> bytes:
     return image.getvalue()
 
 
+def plot_phases(metrics: list[dict[str, Any]]) -> bytes:
+    """PNG with the seconds of the main rank's phases over steps, stacked up to the whole step."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, seconds = figure.subplots(), stack_phases(metrics)
+    axes.stackplot([row["step"] for row in metrics], *map(_smoothed, seconds.values()), labels=list(seconds))
+    axes.plot(
+        [row["step"] for row in metrics],
+        _smoothed([row.get("perf/comm_s", 0.0) for row in metrics]),
+        color="black",
+        label="exchanges (within)",
+    )
+    axes.set_ylabel("seconds a step, smoothed")
+    axes.set_xlabel("step")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    return image.getvalue()
+
+
+def stack_phases(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Seconds of each phase in each step, and of what is in none; they add up to the step's."""
+    seconds = {name: [row.get(f"perf/{name}_s", 0.0) for row in metrics] for name in PHASES}
+    known = [sum(values) for values in zip(*seconds.values(), strict=True)]
+    seconds["other"] = [max(0.0, row["perf/step_s"] - part) for row, part in zip(metrics, known, strict=True)]
+    return seconds
+
+
 def write_training_report(metrics_path: Path, configuration: str, output: Path) -> None:
     """Writes the self-contained HTML page and, beside it, training.png.
 
@@ -63,6 +94,7 @@ def write_training_report(metrics_path: Path, configuration: str, output: Path) 
             title=f"Training run {output.parent.name}",
             facts=_facts(metrics),
             curve=base64.b64encode(curve).decode(),
+            phases=base64.b64encode(plot_phases(metrics)).decode(),
             configuration=configuration,
         )
     )
@@ -81,7 +113,24 @@ def _facts(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("supervised positions", f"{sum(row['data/positions'] for row in metrics):,}"),
         ("tokens", f"{tokens:,} at {tokens / max(seconds, 1e-9):,.0f} a second"),
         ("peak memory", f"{max(peaks, default=0.0):.2f} GiB a rank"),
+        *_efficiency(metrics, seconds),
     ]
+
+
+def _efficiency(metrics: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
+    """Utilisation of the devices, where their peak is known, and what slow ranks and slow data cost."""
+    timed = [row for row in metrics if "perf/step_s_max" in row]
+    facts = []
+    if any("perf/mfu" in row for row in metrics):
+        used = sum(row.get("perf/mfu", 0.0) * row["perf/step_s"] for row in metrics) / max(seconds, 1e-9)
+        facts.append(("model FLOPs utilisation", f"{used:.1%}"))
+    if timed:
+        slowest, mean, waited = (
+            sum(row[f"perf/{name}"] for row in timed) for name in ("step_s_max", "step_s_mean", "data_s_max")
+        )
+        facts.append(("slowest rank over the mean", f"{slowest / mean - 1:+.1%}"))
+        facts.append(("waiting for data, slowest rank", f"{waited / max(seconds, 1e-9):.1%} of the time"))
+    return facts
 
 
 def _loss_rows(metrics: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:

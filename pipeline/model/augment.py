@@ -23,7 +23,9 @@ from pipeline.model.cache import HippocampusCache
 from pipeline.model.hybrid_attention import IMPLEMENTATION
 from pipeline.model.plan import DocumentPlan, documents_of_mask
 from pipeline.model.prefix import PrefixStore
+from pipeline.model.sequence_shard import SequenceShard
 
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 DEFAULT_AHN = {"cell": "gated_delta_net", "init": "published", "num_sink_tokens": 128, "window_size": 32640}
 
 
@@ -62,6 +64,7 @@ class _AHNDecoder(_AHNInit):
         use_memory: bool = True,
         prefixes: PrefixStore | None = None,
         record: PrefixStore | None = None,
+        shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the base's forward, and:
@@ -71,6 +74,7 @@ class _AHNDecoder(_AHNInit):
         use_memory: False leaves the memory out: plain sinks + window.
         prefixes: for documents of which the row holds only what comes after their lossless prefix.
         record: takes the prefixes of its documents from this forward.
+        shard: input_ids and position_ids [1, n] are this rank's part of the one row that `documents` describe.
 
         Raises:
             ValueError: documents with a cache, a cache of another kind, a mask of another form.
@@ -91,9 +95,12 @@ class _AHNDecoder(_AHNInit):
                 position_ids = (columns - padding[:, None]).clamp(min=0)
         else:
             documents = self._documents(tokens, attention_mask) if documents is None else documents
-            plan = DocumentPlan(documents, *tokens.shape[:2], use_memory=use_memory, prefixes=prefixes, record=record)
+            size = tokens.shape[:2] if shard is None else (1, shard.num_tokens)
+            options = {"use_memory": use_memory, "prefixes": prefixes, "record": record, "shard": shard}
+            plan = DocumentPlan(documents, *size, **options)
             if position_ids is None:
                 position_ids = plan.position_ids(tokens.device)
+                position_ids = position_ids if shard is None else position_ids[:, shard.own]
         return super().forward(
             input_ids=input_ids,
             attention_mask=None,
@@ -173,11 +180,27 @@ def check_supported(model: PreTrainedModel, decoder: nn.Module, config: Pretrain
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if kinds:
         raise UnsupportedModelError(f"{name}: has layers of type {sorted(kinds)}; AHN needs full_attention in all")
+    rope_types = _rope_types(config) & set(LENGTH_DEPENDENT_ROPE)
+    if rope_types:
+        raise UnsupportedModelError(
+            f"{name}: config.json sets RoPE of type {', '.join(sorted(rope_types))}, whose frequencies depend on the "
+            f"length of a forward, which AHN cuts into parts; fixed ones work (default, linear, yarn, llama3)"
+        )
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise UnsupportedModelError(
             f"{name}: config.json sets sliding_window = {config.sliding_window}, so the base has no full attention "
             f"to distil from; set it to null if the checkpoint was trained with full attention"
         )
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    """Of all layer types; older configs say `rope_scaling`, and in it `type`."""
+    found = set()
+    for parameters in (getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)):
+        of_layers = [value for value in (parameters or {}).values() if isinstance(value, dict)]
+        for rope in (parameters or {}, *of_layers):
+            found |= {rope[key] for key in ("rope_type", "type") if isinstance(rope.get(key), str)}
+    return found
 
 
 @functools.cache

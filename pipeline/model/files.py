@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 ADAPTER_CONFIG = "ahn_config.json"
 ADAPTER_WEIGHTS = "model.safetensors"
 PUBLISHED_WINDOW = WindowSpec(num_sink_tokens=128, window_size=32640)
+MAX_WEIGHTS_HEADER = 100_000_000  # that safetensors itself reads
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -84,10 +85,63 @@ def holds_memories_alone(folder: Path) -> bool:
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file() or not (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return False
-    with open(weights, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    names = [name for name in header if name != "__metadata__"]
+    names = [name for name in read_weights_header(weights)[0] if name != "__metadata__"]
     return bool(names) and all(".ahn.fn." in name for name in names)
+
+
+def find_weights(model: str) -> list[Path]:
+    """The weight files of a model folder or a hub id, by name; each is whole, as far as its header tells.
+
+    Raises:
+        UserError: there is no such model, or a file of it is missing, unfinished or of another format.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # only for hub ids
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise UserError(
+                f"--model {model}: neither a local folder nor a model on the hub ({' '.join(str(error).split())[:200]})"
+            ) from error
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise UserError(
+            f"--model {model}: no model*.safetensors in {folder}; other weight formats are not read "
+            f"(convert with save_pretrained)"
+        )
+    for file in files:
+        read_weights_header(file)
+    return files
+
+
+def read_weights_header(file: Path) -> tuple[dict, int]:
+    """The header of a safetensors file, and the byte at which the tensors begin.
+
+    Raises:
+        UserError: names the file: it cannot be read, or is not whole (a git-lfs pointer, an interrupted download).
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_WEIGHTS_HEADER):
+                raise ValueError("its header is cut short")
+            header = json.loads(stream.read(length))
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        due = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+        if size != due:
+            raise ValueError(f"its tensors end at byte {due}")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file} ({size} bytes) is no whole safetensors file ({' '.join(str(error).split())[:100]}); fetch it "
+            f"again (git lfs pull, hf download)"
+        ) from error
+    return header, 8 + length
 
 
 def _resolve_base(adapter: Path, named: str, given: str | None) -> str:

@@ -1,11 +1,12 @@
 """The attention function that transformers calls instead of its own: sinks + window, plus what the memory reads.
 
 transformers' attention modules project, normalise, rotate and update the cache, then call the function registered
-under `config._attn_implementation`, then o_proj: this is where the memory's output is added. Two callers, one
-mathematics: a whole forward (`DocumentPlan`) and a step with a cache (`HippocampusLayer`).
+under `config._attn_implementation`, then o_proj: this is where the memory's output is added. Three callers, one
+mathematics: a whole forward (`DocumentPlan`), one of which each rank has some tokens (halo_attention.py), and a step
+with a cache (`HippocampusLayer`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ from pipeline.ahn.build import Memory
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.model.cache import HippocampusCache, HippocampusLayer
+from pipeline.model.gate_exchange import GateExchange
+from pipeline.model.halo_attention import attend_with_halo
 from pipeline.model.plan import DocumentPlan
+from pipeline.model.prefix import Prefix
 
 IMPLEMENTATION = "ahn"
 BASE_IMPLEMENTATION = "sdpa"
@@ -46,6 +50,8 @@ def hybrid_attention(
     if isinstance(ahn_plan, HippocampusCache):
         layer = ahn_plan.layers[module.layer_idx]
         return _attend_cached(module, query, key, value, scaling, ahn_memory, ahn_hidden, layer), None
+    if ahn_plan.shard is not None and ahn_plan.shard.keeps_tokens:
+        return attend_with_halo(query, key, value, scaling, ahn_memory, ahn_hidden, ahn_plan), None
     return _attend_documents(module, query, key, value, scaling, ahn_memory, ahn_hidden, ahn_plan), None
 
 
@@ -80,56 +86,75 @@ def _attend_documents(
     hidden: Tensor,
     plan: DocumentPlan,
 ) -> Tensor:
+    if plan.shard is not None:
+        query, key, value = plan.shard.to_heads(query, key, value)
     if plan.record is not None:
         plan.record.record(module.layer_idx, key, value, hidden)
-    parts = _whole_documents(query, key, value, hidden, plan, module.layer_idx)
+    prefixes = None if plan.prefixes is None else plan.prefixes.of_layer(module.layer_idx)
+    parts = _whole_documents(query, key, value, plan, prefixes)
     outputs = [
         sink_window_attention(q, k, v, span.document.window, scale=scaling)
         if span.num_evicted
         else _base_attention(module, q, k, v, scaling)
-        for span, (q, k, v, _) in zip(plan.spans, parts, strict=True)
+        for span, (q, k, v) in zip(plan.spans, parts, strict=True)
     ]
     if plan.use_memory:
-        reads = _read_documents(memory, parts, plan)
+        reads = _read_documents(memory, parts, hidden, plan, prefixes)
         # cat, not +=: an empty read keeps its parameters in the graph, so all ranks reduce the same gradients
         outputs = [
             torch.cat([o[:, : o.shape[1] - read.shape[1]], o[:, o.shape[1] - read.shape[1] :] + read], 1)
             for o, read in zip(outputs, reads, strict=True)
         ]
-    return _place(outputs, plan)
+    output = _place(outputs, plan)
+    return output if plan.shard is None else plan.shard.to_tokens(output)
 
 
 def _whole_documents(
-    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, plan: DocumentPlan, layer: int
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Each span's queries, and its keys, values and hidden states from the document's first token on."""
-    parts = [(s.take(query, 2), s.take(key, 2), s.take(value, 2), s.take(hidden, 1)) for s in plan.spans]
-    if plan.prefixes is None:
+    query: Tensor, key: Tensor, value: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Each span's queries, and its keys and values from the document's first token on."""
+    parts = [(s.take(query, 2), s.take(key, 2), s.take(value, 2)) for s in plan.spans]
+    if prefixes is None:
         return parts
     return [
-        (q, torch.cat([p.keys, k], 2), torch.cat([p.values, v], 2), torch.cat([p.hidden, h], 1))
-        for (q, k, v, h), p in zip(parts, plan.prefixes.of_layer(layer), strict=True)
+        (q, torch.cat([p.keys, k], 2), torch.cat([p.values, v], 2))
+        for (q, k, v), p in zip(parts, prefixes, strict=True)
     ]
 
 
 def _read_documents(
-    memory: Memory, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], plan: DocumentPlan
+    memory: Memory,
+    parts: list[tuple[Tensor, Tensor, Tensor]],
+    hidden: Tensor,
+    plan: DocumentPlan,
+    prefixes: list[Prefix] | None,
 ) -> list[Tensor]:
     """What each span's last `num_evicted` queries read, in their dtype; one call of the cell for all spans."""
     inputs = [
-        (
-            q.transpose(1, 2)[:, q.shape[2] - span.num_evicted :],
-            span.evicted(k.transpose(1, 2)),
-            span.evicted(v.transpose(1, 2)),
-            span.evicted(hidden),
-            hidden[:, hidden.shape[1] - span.num_evicted :],
-        )
-        for span, (q, k, v, hidden) in zip(plan.spans, parts, strict=True)
+        (span.reading(q.transpose(1, 2)), span.evicted(k.transpose(1, 2)), span.evicted(v.transpose(1, 2)))
+        for span, (q, k, v) in zip(plan.spans, parts, strict=True)
     ]
-    together = inputs[0] if len(inputs) == 1 else [torch.cat(x, 1) for x in zip(*inputs, strict=True)]
-    query = parts[0][0]
-    read = memory.fn(*together, cu_seqlens=plan.cu_seqlens(query.device)).to(query.dtype)
+    query, exchange = parts[0][0], None
+    if plan.shard is None:
+        hidden_inputs = _write_and_read_hidden(hidden, plan, prefixes)
+    else:
+        before = [] if prefixes is None else [p.hidden for p in prefixes]
+        hidden_inputs, exchange = (torch.cat([*before, hidden], 1), hidden), GateExchange(plan)
+    together = *_join(inputs), *hidden_inputs
+    read = memory.fn(*together, cu_seqlens=plan.cu_seqlens(query.device), exchange=exchange).to(query.dtype)
     return list(read.split([span.num_evicted for span in plan.spans], 1))
+
+
+def _write_and_read_hidden(hidden: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None) -> Sequence[Tensor]:
+    """Hidden states of the spans' evicted tokens, and of those that read, span after span."""
+    wholes = [span.take(hidden, 1) for span in plan.spans]
+    if prefixes is not None:
+        wholes = [torch.cat([p.hidden, h], 1) for p, h in zip(prefixes, wholes, strict=True)]
+    return _join([(span.evicted(h), span.reading(h)) for span, h in zip(plan.spans, wholes, strict=True)])
+
+
+def _join(inputs: list[tuple[Tensor, ...]]) -> Sequence[Tensor]:
+    return inputs[0] if len(inputs) == 1 else [torch.cat(x, 1) for x in zip(*inputs, strict=True)]
 
 
 def _place(outputs: list[Tensor], plan: DocumentPlan) -> Tensor:

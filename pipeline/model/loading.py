@@ -12,7 +12,7 @@ from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint, read_adapter
 from pipeline.model.augment import DEFAULT_AHN, UnsupportedModelError, ahn_model_class
-from pipeline.model.files import ADAPTER_CONFIG
+from pipeline.model.files import ADAPTER_CONFIG, find_weights
 from pipeline.model.published import find_published, read_published
 
 VERIFIED_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
@@ -46,6 +46,7 @@ def load_base(
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
     fields = {k: v for k, v in base_config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
     config = model_class.config_class(**fields, ahn=ahn)
+    find_weights(path_or_id)
     ignored = model_class._keys_to_ignore_on_load_missing
     model_class._keys_to_ignore_on_load_missing = [r"\.ahn\."]  # a base has none: no warning for that
     try:
@@ -150,6 +151,7 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> Pre
         model = load_base(base, memory=MemoryConfig(cell=cell), window=None, dtype=dtype)
         return _fill_memories(model, state, f"--model {path}", base)
     load_config(path)
+    find_weights(path)
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except OSError as error:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.attention.window import Document, WindowSpec
+from pipeline.model.halo_plan import HaloPlan
 from pipeline.model.prefix import PrefixStore
+from pipeline.model.sequence_shard import SequenceShard
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Span:
         num_sink_tokens = 0 if self.document.window is None else self.document.window.num_sink_tokens
         return x[:, num_sink_tokens : num_sink_tokens + self.num_evicted]
 
+    def reading(self, x: Tensor) -> Tensor:
+        """The tokens that read the memory, of a tensor [rows, tokens, ..] that ends with the document."""
+        return x[:, x.shape[1] - self.num_evicted :]
+
 
 class DocumentPlan:
     """A forward without a cache: documents in a batch [B, T]. Tokens of no document are padding."""
@@ -45,21 +51,23 @@ class DocumentPlan:
         use_memory: bool,
         prefixes: PrefixStore | None = None,
         record: PrefixStore | None = None,
+        shard: SequenceShard | None = None,
     ) -> None:
         """
         Args:
             documents: in order of row and start.
-            batch_size, length: of the batch [B, T].
+            batch_size, length: of the batch [B, T]; with a `shard` of the whole row.
             use_memory: False leaves the memory out.
             prefixes: what came before each document's tokens in the row, for documents with `num_before`.
             record: takes the prefixes of its documents from this forward.
+            shard: the forward's tokens are this rank's of a row that a group of ranks holds.
 
         Raises:
             ValueError: documents out of order, overlapping, empty or reaching out of the batch, or without the
                 prefix they need.
         """
         self.batch_size, self.length, self.use_memory = batch_size, length, use_memory
-        self.documents, self.prefixes, self.record = tuple(documents), prefixes, record
+        self.documents, self.prefixes, self.record, self.shard = tuple(documents), prefixes, record, shard
         _check(self.documents, batch_size, length)
         if prefixes is not None:
             prefixes.check(self.documents)
@@ -75,6 +83,11 @@ class DocumentPlan:
         if len(alike) == self.batch_size and first.length == self.length and self.prefixes is None:
             return [Span(first, self.batch_size)]
         return [Span(document, 1) for document in self.documents]
+
+    @cached_property
+    def halo(self) -> HaloPlan:
+        """Of a row whose ranks keep their tokens inside attention."""
+        return HaloPlan(self.documents, self.shard.counts, self.shard.group.rank)
 
     def cu_seqlens(self, device: torch.device) -> Tensor | None:
         """Bounds of each document's evicted tokens when they are concatenated; None for a batch of rows."""

@@ -7,12 +7,14 @@ holds only the tokens behind them. Exact, and it saves the share W / L of the st
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.attention.window import Document
+from pipeline.model.sequence_shard import SequenceShard
 
 
 class Prefix(NamedTuple):
@@ -20,7 +22,7 @@ class Prefix(NamedTuple):
 
     keys: Tensor  # [1, Hkv, W, D]
     values: Tensor  # [1, Hkv, W, D]
-    hidden: Tensor  # pre-normed hidden states [1, W, hidden]
+    hidden: Tensor  # pre-normed hidden states [1, W, hidden]; of a sharded row those that this rank has
 
 
 class PrefixStore:
@@ -29,19 +31,33 @@ class PrefixStore:
     Args:
         documents: whole, as they lie in their row, each with its window; all evict something.
         starts: where each begins in the row of the forward that records, if that is another row.
+        shard: of that row, if a group of ranks holds it.
     """
 
-    def __init__(self, documents: Sequence[Document], starts: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        starts: Sequence[int] | None = None,
+        shard: SequenceShard | None = None,
+    ) -> None:
         self.documents = tuple(documents)
-        self._starts = [d.start for d in documents] if starts is None else starts
+        starts = [d.start for d in documents] if starts is None else starts
+        self._runs = [(s, s + d.window.lossless_budget) for d, s in zip(documents, starts, strict=True)]
+        self._recorded_shard = shard
         self._layers: dict[int, list[Prefix]] = {}
+
+    @cached_property
+    def shard(self) -> SequenceShard:
+        """Of a row of all prefixes: which rank has which of their hidden states."""
+        return self._recorded_shard.regrouped(self._runs)
 
     def record(self, layer: int, key: Tensor, value: Tensor, hidden: Tensor) -> None:
         """Copies the prefixes out of a layer's keys and values [B, Hkv, T, D] and hidden states [B, T, hidden]."""
         prefixes = []
-        for d, start in zip(self.documents, self._starts, strict=True):
-            rows, tokens = slice(d.row, d.row + 1), slice(start, start + d.window.lossless_budget)
-            parts = key[rows, :, tokens], value[rows, :, tokens], hidden[rows, tokens]
+        for d, run in zip(self.documents, self._runs, strict=True):
+            rows, tokens = slice(d.row, d.row + 1), slice(*run)
+            own = tokens if self._recorded_shard is None else self._recorded_shard.part(*run)
+            parts = key[rows, :, tokens], value[rows, :, tokens], hidden[rows, own]
             prefixes.append(Prefix(*(x.detach().clone() for x in parts)))
         self._layers[layer] = prefixes
 

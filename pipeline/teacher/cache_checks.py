@@ -1,15 +1,15 @@
 """What must hold in a teacher cache, one check a function: the folder's frame, a shard's index, a sample."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.sealed_json import load_sealed
-from pipeline.data.shard_format import RUN_INFO_NAME, DataError, ShardEntry, sample_digest
+from pipeline.data.shard_format import RUN_INFO_NAME, DataError, ShardEntry
 from pipeline.data.shard_io import TEMPORARY_SUFFIX
-from pipeline.teacher.cache import read_bytes
 from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo
 from pipeline.teacher.cache_listing import (
     LISTING_DIGEST_NAME,
@@ -19,7 +19,7 @@ from pipeline.teacher.cache_listing import (
     is_complete,
     load_cache_index,
 )
-from pipeline.teacher.cache_samples import decode_cached_sample, is_framed_as_written
+from pipeline.teacher.cache_samples import check_digest, decode_cached_sample, is_framed_as_written, read_bytes
 from pipeline.teacher.signals import HiddenSignal, Signal, signal_from_members
 
 FRAME = {TEACHER_NAME, LISTING_NAME, LISTING_DIGEST_NAME, RUN_INFO_NAME}
@@ -45,6 +45,11 @@ class OpenedCache:
     is_finished: bool
     shards: list[CachedShard]
     num_due: int | None
+
+    @cached_property
+    def digest_key(self) -> bytes:
+        """Key of the samples' digests."""
+        return self.info.digest_key
 
 
 def open_cache(folder: Path, dataset: PackedDataset | None) -> OpenedCache:
@@ -121,7 +126,10 @@ def load_checked_index(cache: OpenedCache, shard: CachedShard, dataset: PackedDa
         DataError: names the file that is missing or does not fit.
     """
     path = cache.folder / f"{shard.name}{INDEX_SUFFIX}"
-    index = load_cache_index(cache.folder, shard.name, shard.listed)
+    due = None if shard.listed is None else shard.listed.num_samples
+    if dataset is not None:
+        due = {entry.name: entry.num_samples for entry in dataset.manifest.shards}[shard.name]
+    index = load_cache_index(cache.folder, shard.name, shard.listed, due)
     tar = cache.folder / f"{shard.name}.tar"
     found = {
         "samples": len(index),
@@ -132,13 +140,9 @@ def load_checked_index(cache: OpenedCache, shard: CachedShard, dataset: PackedDa
     if shard.listed is not None:
         entry = shard.listed
         says = (entry.num_samples, entry.num_tokens, entry.size, entry.index_size)
-        for (what, number), due in zip(found.items(), says, strict=True):
-            if number != due:
-                raise DataError(f"{path}: {number} {what}, {LISTING_NAME} says {due}")
-    if dataset is not None:
-        due = {entry.name: entry.num_samples for entry in dataset.manifest.shards}[shard.name]
-        if len(index) != due:
-            raise DataError(f"{path} has {len(index)} samples, the data's shard {due}")
+        for (what, number), listed in zip(found.items(), says, strict=True):
+            if number != listed:
+                raise DataError(f"{path}: {number} {what}, {LISTING_NAME} says {listed}")
     return index
 
 
@@ -153,9 +157,8 @@ def read_checked_sample(
     """
     path = cache.folder / f"{shard.name}.tar"
     where = f"{path}: sample {number}"
-    raw = read_bytes(path, row)
-    if sample_digest(raw).tobytes() != row["digest"].tobytes():
-        raise DataError(f"{where} does not match its digest in the index")
+    raw = read_bytes(path, row, cache.info)
+    check_digest(raw, row, cache.digest_key, where)
     key, positions, members = decode_cached_sample(raw, cache.info, int(row["tokens"]), where)
     try:
         signal = signal_from_members(cache.info.signal, members, len(positions))

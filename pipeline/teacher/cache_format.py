@@ -5,7 +5,9 @@ A cache folder belongs to one data folder and mirrors its shards. It holds
     {shard}.tar         of every sample of the data's shard, in its order, under its key: {key}.positions.npy int32
                         [M], rising, then the signal's members (pipeline/teacher/signals.py); M may be 0. With
                         compression each is one zstd frame, {name}.npy.zst (pipeline/teacher/cache_members.py)
-    {shard}.idx.npy     INDEX_DTYPE [num_samples]; `tokens` counts positions. The shard is complete iff this is there
+    {shard}.idx.npy     INDEX_DTYPE [num_samples]; `tokens` counts positions, `digest` is keyed with the sha256 of
+                        teacher.json: a shard of another cache fits nothing here. The shard is complete iff this is
+                        there
     shards.json         size and sha256 of every file; written when all shards are complete
     shards.json.sha256  written last: the cache is finished iff it is there and matches
     run.json            what may differ between equal runs (time, host, ranks)
@@ -16,6 +18,7 @@ version of zstandard too, between which the frames may differ and their content 
 may be read shard by shard; `.work/` is what its writers need.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from pipeline.data.file_reading import reading
 from pipeline.data.sealed_json import load_sealed, seal
 from pipeline.data.shard_format import DataError, PackedSample
 from pipeline.data.shard_io import write_file
@@ -35,6 +39,7 @@ from pipeline.teacher.signals import SignalSpec, spec_from_json, spec_to_json
 CACHE_FORMAT_VERSION = 2
 TEACHER_NAME = "teacher.json"
 WORK_FOLDER = ".work"
+MAX_TEACHER_BYTES = 1 << 20  # of teacher.json
 MAX_BUDGET = (1 << 31) - 1  # positions are int32
 REMEDY = "restore the file, or delete the shard's two files and run launchers/cache_teacher.py again"
 
@@ -79,8 +84,9 @@ class TeacherInfo:
     """teacher.json. Equal for equal settings.
 
     `teacher_sha256` names the teacher's weights and config, `tokenizer_sha256` the data's tokenizer, `data_sha256` the
-    data (PackedDataset.fingerprint), all hex; `base_dtype` is what the teacher computed in; `teacher_name` is for
-    people.
+    data (PackedDataset.fingerprint), all hex; `base_dtype` is what the teacher computed in, `forward_chunk` how many
+    tokens at a time (None: whole samples), `chunk_size` of how many positions logits were computed at a time (None: of
+    none): both may change last digits. `teacher_name` is for people.
     """
 
     teacher_name: str
@@ -91,6 +97,8 @@ class TeacherInfo:
     signal: SignalSpec
     positions: PositionPolicy
     compression: Compression
+    forward_chunk: int | None
+    chunk_size: int | None
     format_version: int = CACHE_FORMAT_VERSION
 
     def to_json(self) -> dict:
@@ -102,6 +110,11 @@ class TeacherInfo:
         """The content of teacher.json."""
         return seal(self.to_json())
 
+    @property
+    def digest_key(self) -> bytes:
+        """Key of the samples' digests, [32]."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
     def save(self, folder: Path) -> None:
         """Writes teacher.json atomically."""
         write_file(folder / TEACHER_NAME, self.to_bytes())
@@ -111,23 +124,24 @@ class TeacherInfo:
         """Reads and checks teacher.json.
 
         Raises:
-            DataError: it is missing, altered, of another format version, or says what no cache can.
+            DataError: it is missing, altered, of another format version, cannot be read, or says what no cache can.
         """
-        if not (folder / TEACHER_NAME).is_file():
-            raise DataError(f"{folder} is no teacher cache: it has no {TEACHER_NAME}; make one with "
-                            f"launchers/cache_teacher.py")  # fmt: skip
         path = folder / TEACHER_NAME
-        fields = load_sealed(path)
+        with reading(path):
+            if not path.is_file():
+                raise DataError(f"{folder} is no teacher cache: it has no {TEACHER_NAME}; make one with "
+                                f"launchers/cache_teacher.py")  # fmt: skip
+        fields = load_sealed(path, MAX_TEACHER_BYTES)
         if fields.get("format_version") != CACHE_FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {fields.get('format_version')}, this code reads {CACHE_FORMAT_VERSION}"
+                f"{path} has format version {fields.get('format_version')!r}, this code reads {CACHE_FORMAT_VERSION}"
             )
         try:
             fields["signal"] = spec_from_json(fields["signal"])
             fields["positions"] = PositionPolicy(**fields["positions"])
             info = cls(**fields)
         except (TypeError, KeyError, UserError) as error:
-            raise DataError(f"{path} does not describe a teacher cache ({error})") from error
+            raise DataError(f"{path} does not describe a teacher cache ({printable(error)})") from error
         hashes = (info.teacher_sha256, info.tokenizer_sha256, info.data_sha256)
         if not all(isinstance(value, str) and _SHA256.fullmatch(value) for value in hashes):
             raise DataError(f"{path} does not describe a teacher cache: a fingerprint is not 64 hex digits")
@@ -137,7 +151,16 @@ class TeacherInfo:
                 raise DataError(f"{path} has {name} {getattr(info, name)!r}, this code reads {' and '.join(legal)}")
         if not isinstance(info.teacher_name, str):
             raise DataError(f"{path} does not describe a teacher cache: teacher_name is no text")
+        for name in ("forward_chunk", "chunk_size"):
+            value = getattr(info, name)
+            if value is not None and not (type(value) is int and value >= 1):
+                raise DataError(f"{path} has {name} {value!r}, this code reads null and numbers from 1")
         return info
+
+
+def printable(value: object) -> str:
+    """`value` for a line of text, even if it is a stranger's: whatever is not plain ASCII is escaped."""
+    return ascii(str(value))[1:-1]
 
 
 FINGERPRINTS = ("teacher_sha256", "tokenizer_sha256", "data_sha256")
@@ -156,7 +179,8 @@ def check_same(found: TeacherInfo, asked: TeacherInfo, where: str) -> None:
     """
     old, new = dict(_flat(found.to_json())), dict(_flat(asked.to_json()))
     names = [*FINGERPRINTS, *sorted((old.keys() | new.keys()) - set(FINGERPRINTS))]
-    differing = [f"{n} is {old.get(n)}, not {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+    pairs = {name: (old.get(name), new.get(name)) for name in names}
+    differing = [f"{n} is {printable(a)}, not {printable(b)}" for n, (a, b) in pairs.items() if a != b]
     if differing:
         raise DataError(f"{where} is another cache: {'; '.join(differing)}; name another folder or the same settings")
 

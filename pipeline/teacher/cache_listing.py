@@ -3,19 +3,21 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.file_reading import read_file, reading
 from pipeline.data.shard_format import INDEX_DTYPE, DataError, Manifest, ShardEntry
 from pipeline.data.shard_io import END_OF_TAR
-from pipeline.data.tar_members import npy_bytes
+from pipeline.data.tar_members import BLOCK, npy_bytes
 from pipeline.teacher.cache_format import CACHE_FORMAT_VERSION, REMEDY, TEACHER_NAME, TeacherInfo
 
 LISTING_NAME = "shards.json"
 LISTING_DIGEST_NAME = "shards.json.sha256"
 ENTRY_FIELDS = ("name", "size", "sha256", "index_size", "index_sha256", "num_samples", "num_positions")
+MAX_LISTING_BYTES = 1 << 26
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INDEX_HEADER_BYTES = len(npy_bytes(np.empty(0, INDEX_DTYPE)))
@@ -44,16 +46,17 @@ class Listing:
         """The listing of a finished cache; None for one that is not.
 
         Raises:
-            DataError: it was altered, is of another version, lists what the writer did not write, or only one of the
-                two files is there.
+            DataError: it was altered, is of another version, cannot be read, lists what the writer did not write, or
+                only one of the two files is there.
         """
         path, mark = folder / LISTING_NAME, folder / LISTING_DIGEST_NAME
-        if not mark.is_file():
-            return None
-        if not path.is_file():
-            raise DataError(f"{path} is missing though {LISTING_DIGEST_NAME} is there; {REMEDY}")
-        raw = path.read_bytes()
-        if mark.read_bytes() != listing_mark(raw):
+        with reading(path):
+            if not mark.is_file():
+                return None
+            if not path.is_file():
+                raise DataError(f"{path} is missing though {LISTING_DIGEST_NAME} is there; {REMEDY}")
+        raw = read_file(path, MAX_LISTING_BYTES)
+        if read_file(mark, MAX_LISTING_BYTES) != listing_mark(raw):
             raise DataError(f"{path} does not match {LISTING_DIGEST_NAME}: one was altered after it was written")
         try:  # it may be a stranger's, mark and all
             fields = json.loads(raw)
@@ -62,7 +65,7 @@ class Listing:
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a listing of shards ({error})") from error
         if version != CACHE_FORMAT_VERSION:
-            raise DataError(f"{path} has format version {version}, this code reads {CACHE_FORMAT_VERSION}")
+            raise DataError(f"{path} has format version {version!r}, this code reads {CACHE_FORMAT_VERSION}")
         return listing
 
 
@@ -95,42 +98,60 @@ def entry_from_json(fields: dict) -> ShardEntry:
 
 
 def is_complete(folder: Path, name: str) -> bool:
-    """Whether the shard is there: its index, which is written last, and its tar."""
-    return (folder / f"{name}.idx.npy").is_file() and (folder / f"{name}.tar").is_file()
+    """Whether the shard is there: its index, which is written last, and its tar.
+
+    Raises:
+        DataError: the folder cannot be looked into.
+    """
+    path = folder / f"{name}.idx.npy"
+    with reading(path):
+        return path.is_file() and (folder / f"{name}.tar").is_file()
 
 
-def load_cache_index(folder: Path, name: str, listed: ShardEntry | None = None) -> np.ndarray:
+def load_cache_index(
+    folder: Path, name: str, listed: ShardEntry | None = None, num_samples: int | None = None
+) -> np.ndarray:
     """One shard's index, INDEX_DTYPE [num_samples], whose samples follow each other and end where the tar does.
 
-    It must be what the writer writes, byte for byte, and fit the tar's size, with or without a listing.
+    It must be what the writer writes, byte for byte, and fit the tar's size, with or without a listing. Its size is
+    looked at before it is read.
 
     Args:
         folder: the cache.
         name: of the shard.
         listed: what the listing says of it, if there is one.
+        num_samples: that it must have, if that is known.
 
     Raises:
-        DataError: names the file that is missing or does not fit.
+        DataError: names the file that is missing, cannot be read or does not fit.
     """
     path, tar = folder / f"{name}.idx.npy", folder / f"{name}.tar"
-    for file in (path, tar):
-        if not file.is_file():
-            raise DataError(f"{file} is missing; {REMEDY}")
-    raw = path.read_bytes()
+    with reading(path):
+        for file in (path, tar):
+            if not file.is_file():
+                raise DataError(f"{file} is missing; {REMEDY}")
+        size, tar_size = path.stat().st_size, tar.stat().st_size
+    length, rest = divmod(size - _INDEX_HEADER_BYTES, INDEX_DTYPE.itemsize)
+    if length < 0 or rest:
+        raise DataError(f"{path} has {size} bytes, which is no index; {REMEDY}")
+    if num_samples is not None and length != num_samples:
+        raise DataError(f"{path} has {length} samples, {num_samples} are due; {REMEDY}")
+    if length * BLOCK > tar_size:
+        raise DataError(f"{path} has {length} samples, for which {tar} has no room; {REMEDY}")
+    raw = read_file(path, size)
     if listed is not None and hashlib.sha256(raw).hexdigest() != listed.index_sha256:
         raise DataError(f"{path} does not match its sha256 in {LISTING_NAME}; {REMEDY}")
-    length, rest = divmod(len(raw) - _INDEX_HEADER_BYTES, INDEX_DTYPE.itemsize)
-    if length < 0 or rest:
-        raise DataError(f"{path} has {len(raw)} bytes, which is no index; {REMEDY}")
+    if len(raw) != size:
+        raise DataError(f"{path} changed while it was read; {REMEDY}")
     index = np.frombuffer(raw, INDEX_DTYPE, length, _INDEX_HEADER_BYTES)
     ends = np.cumsum(index["length"])
     follows = (index["offset"] == ends - index["length"]).all()
-    sizes_fit = ((index["length"] > 0) & (index["length"] <= tar.stat().st_size)).all()
+    sizes_fit = ((index["length"] > 0) & (index["length"] <= tar_size)).all()
     if npy_bytes(index) != raw or not follows or not sizes_fit or (index["tokens"] < 0).any():
         raise DataError(f"{path} is damaged: not an index of samples that follow each other in the tar; {REMEDY}")
     end = (int(ends[-1]) if length else 0) + len(END_OF_TAR)
-    if tar.stat().st_size != end:
-        raise DataError(f"{tar} has {tar.stat().st_size} bytes, its index says {end}; {REMEDY}")
+    if tar_size != end:
+        raise DataError(f"{tar} has {tar_size} bytes, its index says {end}; {REMEDY}")
     return index
 
 
@@ -153,28 +174,3 @@ def check_listing(folder: Path, listing: Listing, info: TeacherInfo, manifest: M
         raise DataError(f"{path} was not written for the {TEACHER_NAME} beside it; restore the two of one cache")
     if manifest is not None:
         check_mirrors(listing.shards, manifest, str(path))
-
-
-def with_content(folder: Path, entry: ShardEntry) -> ShardEntry:
-    """The entry with sizes and digests of the files as they are, for a shard that nothing is known of.
-
-    Reads the whole shard.
-
-    Raises:
-        DataError: the index does not fit.
-    """
-    index = load_cache_index(folder, entry.name)
-    tar, raw_index = hashlib.sha256(), (folder / entry.index_name).read_bytes()
-    with open(folder / entry.tar_name, "rb") as file:
-        while chunk := file.read(1 << 20):
-            tar.update(chunk)
-    return replace(
-        entry,
-        source="",
-        size=(folder / entry.tar_name).stat().st_size,
-        sha256=tar.hexdigest(),
-        index_size=len(raw_index),
-        index_sha256=hashlib.sha256(raw_index).hexdigest(),
-        num_samples=len(index),
-        num_tokens=int(index["tokens"].sum()),
-    )

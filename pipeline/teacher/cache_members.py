@@ -58,7 +58,9 @@ def most_stored_bytes(array_bytes: int, compression: Compression) -> int:
 
 def _decompress(frame: bytes, name: str, most_bytes: int) -> bytes:
     try:
-        size = zstandard.get_frame_parameters(frame).content_size  # 2^64 - 1 where the frame does not say
+        size = zstandard.get_frame_parameters(frame).content_size
+        if size == zstandard.CONTENTSIZE_UNKNOWN:
+            raise ValueError(f"{name}: a zstd frame that does not say its size")
         if size > most_bytes:
             raise ValueError(f"{name}: a zstd frame of {size} bytes where at most {most_bytes} are due")
         return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)

@@ -4,13 +4,15 @@ numpy and zstandard only.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.shard_format import DataError
-from pipeline.data.tar_members import split_members, tar_member
-from pipeline.teacher.cache_format import TeacherInfo
-from pipeline.teacher.cache_members import SUFFIXES, Compression, decode_member, encode_member
+from pipeline.data.file_reading import reading
+from pipeline.data.shard_format import DataError, sample_digest
+from pipeline.data.tar_members import BLOCK, split_members, tar_member
+from pipeline.teacher.cache_format import REMEDY, TeacherInfo
+from pipeline.teacher.cache_members import SUFFIXES, Compression, decode_member, encode_member, most_stored_bytes
 from pipeline.teacher.signals import Members, SignalSpec
 
 POSITIONS_NAME = "positions.npy"
@@ -23,12 +25,42 @@ def member_bytes(signal: SignalSpec, num_positions: int) -> dict[str, int]:
     return {POSITIONS_NAME: 4 * num_positions, **signal.member_bytes(num_positions)}
 
 
+def most_sample_bytes(signal: SignalSpec, compression: Compression, num_positions: int) -> int:
+    """A bound on a sample's bytes in its tar; reached without compression, and of draws where all differ."""
+    sizes = member_bytes(signal, num_positions).values()
+    contents = [most_stored_bytes(size, compression) for size in sizes]
+    return sum(BLOCK + size + -size % BLOCK for size in contents)
+
+
 def encode_cached_sample(key: str, positions: np.ndarray, members: Members, compression: Compression) -> bytes:
     """The sample's tar members: positions, then `members` (by file name, without the key) in their order."""
     arrays, suffix = {POSITIONS_NAME: positions, **members}, SUFFIXES[compression]
     return b"".join(
         tar_member(f"{key}.{name}{suffix}", encode_member(array, compression)) for name, array in arrays.items()
     )
+
+
+def read_bytes(path: Path, row: np.void, info: TeacherInfo) -> bytes:
+    """The bytes of the sample that `row` (INDEX_DTYPE) of the tar's index describes; fewer where the tar ends.
+
+    Raises:
+        DataError: they cannot be read, or are more than the signal of so many positions can take.
+    """
+    length, most = int(row["length"]), most_sample_bytes(info.signal, info.compression, int(row["tokens"]))
+    if length > most:
+        raise DataError(
+            f"{path}: a sample of {length} bytes at byte {row['offset']}, where {row['tokens']} positions take at most "
+            f"{most}; {REMEDY}"
+        )
+    with reading(path), open(path, "rb") as file:
+        file.seek(int(row["offset"]))
+        return file.read(length)
+
+
+def check_digest(raw: bytes, row: np.void, digest_key: bytes, where: str) -> None:
+    """Raises DataError, naming `where`, unless `raw` is what the cache with that key wrote of the index's `row`."""
+    if sample_digest(raw, digest_key).tobytes() != row["digest"].tobytes():
+        raise DataError(f"{where} is damaged or of another cache: its bytes do not match the index; {REMEDY}")
 
 
 def decode_cached_sample(

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
 from pipeline.exit_codes import run_tool
-from pipeline.teacher.cache import read_bytes
 from pipeline.teacher.cache_checks import (
     CachedShard,
     OpenedCache,
@@ -26,8 +25,8 @@ from pipeline.teacher.cache_checks import (
     open_cache,
     read_checked_sample,
 )
-from pipeline.teacher.cache_format import TeacherInfo
-from pipeline.teacher.cache_samples import decode_cached_sample
+from pipeline.teacher.cache_format import TeacherInfo, printable
+from pipeline.teacher.cache_samples import decode_cached_sample, read_bytes
 from pipeline.teacher.signals import (
     HiddenSignal,
     SampledSignal,
@@ -103,7 +102,7 @@ def show_sample(cache: OpenedCache, dataset: PackedDataset | None, number: int, 
     path = cache.folder / f"{shard.name}.tar"
     read_checked_sample(cache, shard, number_in_shard, row, dataset)
     key, positions, members = decode_cached_sample(
-        read_bytes(path, row), cache.info, int(row["tokens"]), f"{path}: sample {number_in_shard}"
+        read_bytes(path, row, cache.info), cache.info, int(row["tokens"]), f"{path}: sample {number_in_shard}"
     )
     signal = signal_from_members(cache.info.signal, members, len(positions))
     tokens = None if dataset is None else dataset[number].input_ids
@@ -125,10 +124,9 @@ def describe_spec(spec: SignalSpec) -> str:
 
 def describe_teacher(info: TeacherInfo) -> str:
     """Whose signals they are, in one line."""
-    name = ascii(info.teacher_name)[1:-1]  # it may be a stranger's
     return (
-        f"teacher {name} in {info.base_dtype}, signal {describe_spec(info.signal)}, positions {info.positions}, "
-        f"compression {info.compression}"
+        f"teacher {printable(info.teacher_name)} in {info.base_dtype}, signal {describe_spec(info.signal)}, "
+        f"positions {info.positions}, compression {info.compression}"
     )
 
 

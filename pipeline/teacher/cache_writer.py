@@ -1,17 +1,16 @@
 """Writes a teacher cache shard by shard, in any order and by any number of processes, with the same bytes.
 
 A process that dies leaves the shards that it finished; `.work/` keeps locks (cache_claims.py) and, of each shard, a
-receipt with its digests, so that finishing the cache does not read it all again.
+receipt with its digests (cache_receipts.py), so that finishing the cache does not read it all again.
 """
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from pipeline.data.dataset import PackedDataset
 from pipeline.data.sealed_json import seal
 from pipeline.data.shard_format import RUN_INFO_NAME, DataError, Manifest, ShardEntry
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, OpenShard, write_file
@@ -22,11 +21,9 @@ from pipeline.teacher.cache_listing import (
     LISTING_NAME,
     Listing,
     check_mirrors,
-    entry_from_json,
-    entry_to_json,
     listing_mark,
-    with_content,
 )
+from pipeline.teacher.cache_receipts import describe_shard, write_receipt
 from pipeline.teacher.cache_samples import encode_cached_sample
 from pipeline.teacher.signals import Signal
 
@@ -71,12 +68,12 @@ class CacheShardWriter:
 
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
         self._folder, self._entry, self._num_written = folder, entry, 0
-        self._compression = TeacherInfo.load(folder).compression
+        self._info = TeacherInfo.load(folder)
 
     def __enter__(self) -> "CacheShardWriter":
         for leftover in self._folder.glob(f"{self._entry.name}.*{TEMPORARY_SUFFIX}"):  # of a writer that was killed
             leftover.unlink(missing_ok=True)
-        self._shard = OpenShard(self._folder, self._entry.name, "")
+        self._shard = OpenShard(self._folder, self._entry.name, "", self._info.digest_key)
         return self
 
     def write(self, key: str, positions: np.ndarray, signal: Signal) -> None:
@@ -88,7 +85,8 @@ class CacheShardWriter:
             signal: of those M positions.
         """
         assert positions.dtype == np.int32, f"positions are {positions.dtype}"
-        self._shard.append(encode_cached_sample(key, positions, signal.to_members(), self._compression), len(positions))
+        raw = encode_cached_sample(key, positions, signal.to_members(), self._info.compression)
+        self._shard.append(raw, len(positions))
         self._num_written += 1
 
     def __exit__(
@@ -102,14 +100,11 @@ class CacheShardWriter:
             self._shard.abandon()  # removes what did not get its name
 
     def _finish(self) -> None:
-        entry = self._shard.close()
-        receipt = _receipt_path(self._folder, entry.name)
-        receipt.parent.mkdir(exist_ok=True)
-        write_file(receipt, json.dumps(entry_to_json(entry)).encode())
+        write_receipt(self._folder, self._info, self._shard.close())
         self._shard.publish()
 
 
-def complete_cache(folder: Path, manifest: Manifest, run_facts: dict | None = None) -> bool:
+def complete_cache(folder: Path, dataset: PackedDataset, run_facts: dict | None = None) -> bool:
     """Finishes the cache if all its shards are there: run.json, shards.json, the mark; then removes `.work/`.
 
     Any process may call it, several at once where the file system has locks; what it writes does not depend on who
@@ -117,47 +112,31 @@ def complete_cache(folder: Path, manifest: Manifest, run_facts: dict | None = No
 
     Args:
         folder: a cache that was begun.
-        manifest: of its data.
+        dataset: its data; of a shard without a receipt it is read.
         run_facts: what run.json says of this run: JSON types.
 
     Returns:
         Whether the cache is finished.
 
     Raises:
-        DataError: a shard does not fit its index or the data.
+        DataError: a shard does not fit its index, this cache or the data.
     """
-    if missing_shards(folder, manifest):
+    if missing_shards(folder, dataset.manifest):
         return False
     if not (folder / LISTING_DIGEST_NAME).is_file():
         with claim(folder, LISTING_NAME, wait=True):
             if not (folder / LISTING_DIGEST_NAME).is_file():
-                _write_listing(folder, manifest, run_facts or {})
+                _write_listing(folder, dataset, run_facts or {})
     for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     return True
 
 
-def _write_listing(folder: Path, manifest: Manifest, run_facts: dict) -> None:
-    teacher = hashlib.sha256((folder / TEACHER_NAME).read_bytes()).hexdigest()
-    listing = Listing(teacher, [_describe_shard(folder, entry) for entry in manifest.shards])
-    check_mirrors(listing.shards, manifest, str(folder))
+def _write_listing(folder: Path, dataset: PackedDataset, run_facts: dict) -> None:
+    info, numbers = TeacherInfo.load(folder), range(len(dataset.manifest.shards))
+    listing = Listing(info.digest_key.hex(), [describe_shard(folder, info, dataset, number) for number in numbers])
+    check_mirrors(listing.shards, dataset.manifest, str(folder))
     write_file(folder / RUN_INFO_NAME, seal(run_facts))
     write_file(folder / LISTING_NAME, listing.to_bytes())
     write_file(folder / LISTING_DIGEST_NAME, listing_mark(listing.to_bytes()))
-
-
-def _describe_shard(folder: Path, entry: ShardEntry) -> ShardEntry:
-    """The shard as its receipt says it if that is of these files, else by reading it."""
-    receipt = _receipt_path(folder, entry.name)
-    if receipt.is_file():
-        written = entry_from_json(json.loads(receipt.read_bytes()))
-        raw_index = (folder / written.index_name).read_bytes()
-        same_tar = (folder / written.tar_name).stat().st_size == written.size
-        if same_tar and hashlib.sha256(raw_index).hexdigest() == written.index_sha256:
-            return written
-    return with_content(folder, entry)
-
-
-def _receipt_path(folder: Path, shard: str) -> Path:
-    return folder / WORK_FOLDER / f"{shard}.json"

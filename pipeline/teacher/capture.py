@@ -13,14 +13,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from pipeline.config.teacher import DEFAULT_CHUNK_SIZE
 from pipeline.data.shard_format import DataError, PackedSample, ShardEntry
 from pipeline.errors import UserError
 from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, reopen_cache
 from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.extract import extract_signal
-from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.teacher.progress import CaptureProgress
 from pipeline.teacher.teacher_model import Teacher, check_teacher
 
@@ -76,7 +74,7 @@ def begin_capture(plan: CapturePlan) -> None:
         UserError: it holds something else or cannot be written, or the model is of an unsupported kind.
     """
     check_teacher(plan.config.model)
-    output, info = plan.config.output, plan.describe_cache(teacher_fingerprint(plan.config.model))
+    output, info = plan.config.output, plan.describe_cache(plan.teacher_sha256)
     with _writing(output):
         begin_cache(output, info)
         reopen_cache(output, plan.dataset.manifest)
@@ -116,7 +114,7 @@ def finish_capture(plan: CapturePlan, num_ranks: int, device: torch.device, outc
     """
     with _writing(plan.config.output):
         facts = _run_facts(plan, num_ranks, device, outcome)
-        is_complete = complete_cache(plan.config.output, plan.dataset.manifest, facts)
+        is_complete = complete_cache(plan.config.output, plan.dataset, facts)
     outcome.num_left = 0 if is_complete else len(plan.missing)
 
 
@@ -126,7 +124,8 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM and not str(error.filename).startswith(str(output)):
+        is_ours = isinstance(error.filename, str) and Path(error.filename).absolute().is_relative_to(output.absolute())
+        if error.errno not in _NO_ROOM and not is_ours:
             raise
         raise UserError(
             f"--output {output} cannot be written: {error.strerror}; mend that and run the same command again, which "
@@ -142,13 +141,12 @@ def capture_shard(
     Raises:
         DataError: a sample is damaged, or the teacher's signal of it is not finite.
     """
-    chunk_size = plan.config.chunk_size or DEFAULT_CHUNK_SIZE
     with CacheShardWriter(plan.config.output, entry) as writer:
         for sample in read_ahead(plan.samples_of(entry)):
             positions = plan.positions.select(sample)
             hidden = teacher.compute_hidden(sample, positions)
             try:
-                signal = extract_signal(plan.signal, hidden, teacher.head, sample.key, positions, chunk_size)
+                signal = extract_signal(plan.signal, hidden, teacher.head, sample.key, positions, plan.chunk_size)
             except ValueError as error:
                 raise DataError(
                     f"--model {plan.config.model} at sample {sample.key} of {entry.name}: {error}; try another "
@@ -176,7 +174,7 @@ def _run_facts(plan: CapturePlan, num_ranks: int, device: torch.device, outcome:
     return {
         "model": plan.config.model,
         "base_dtype": plan.config.base_dtype,
-        "chunk_size": plan.config.chunk_size or DEFAULT_CHUNK_SIZE,
+        "chunk_size": plan.chunk_size,
         "forward_chunk": plan.config.forward_chunk,
         "is_partitioned": plan.config.ds_config is not None,
         "num_ranks": num_ranks,

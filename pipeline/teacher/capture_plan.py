@@ -7,14 +7,16 @@ from itertools import accumulate
 from pathlib import Path
 
 from pipeline.config import TeacherCacheConfig, require
-from pipeline.config.teacher import DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED
+from pipeline.config.teacher import DEFAULT_CHUNK_SIZE, DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED
 from pipeline.data.dataset import PackedDataset
+from pipeline.data.file_reading import reading
 from pipeline.data.shard_format import PackedSample, ShardEntry, tokenizer_fingerprint
 from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json
 from pipeline.teacher.cache_claims import missing_shards
 from pipeline.teacher.cache_format import TEACHER_NAME, PositionPolicy, TeacherInfo, check_same
 from pipeline.teacher.cache_samples import MAX_UNPACKED_BYTES, member_bytes
+from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
 
 
@@ -26,6 +28,20 @@ class CapturePlan:
     dataset: PackedDataset
     signal: SignalSpec
     positions: PositionPolicy
+
+    @cached_property
+    def teacher_sha256(self) -> str:
+        """The teacher's fingerprint; the first time it reads all weights.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return teacher_fingerprint(self.config.model)
+
+    @property
+    def chunk_size(self) -> int:
+        """Positions whose logits exist at one time."""
+        return self.config.chunk_size or DEFAULT_CHUNK_SIZE
 
     def describe_cache(self, teacher_sha256: str) -> TeacherInfo:
         """teacher.json."""
@@ -40,6 +56,8 @@ class CapturePlan:
             signal=self.signal,
             positions=self.positions,
             compression=self.config.compression,
+            forward_chunk=self.config.forward_chunk,
+            chunk_size=None if isinstance(self.signal, HiddenSpec) else self.chunk_size,
         )
 
     def samples_of(self, entry: ShardEntry) -> Iterator[PackedSample]:
@@ -98,12 +116,15 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
 
 
 def _check_output(plan: CapturePlan) -> None:
-    """Refuses the cache of other data or settings; the weights are compared by who may read them."""
+    """Refuses the cache of another teacher, of other data or settings; a dry run does not read the weights."""
     output = plan.config.output
-    require(output.is_dir() or not output.exists(), f"--output {output} is a file; name a folder")
-    if (output / TEACHER_NAME).is_file():
+    with reading(output):
+        require(output.is_dir() or not output.exists(), f"--output {output} is a file; name a folder")
+        is_begun = (output / TEACHER_NAME).is_file()
+    if is_begun:
         found = TeacherInfo.load(output)
-        check_same(found, plan.describe_cache(found.teacher_sha256), f"--output {output}")
+        teacher = found.teacher_sha256 if plan.config.dry_run else plan.teacher_sha256
+        check_same(found, plan.describe_cache(teacher), f"--output {output}")
 
 
 def _choose_signal(config: TeacherCacheConfig, settings: dict) -> SignalSpec:

@@ -15,8 +15,7 @@ from pipeline.data.shard_format import INDEX_DTYPE, ShardEntry
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.data.tar_members import BLOCK, npy_bytes
 from pipeline.errors import UserError
-from pipeline.teacher.cache_members import most_stored_bytes
-from pipeline.teacher.cache_samples import member_bytes
+from pipeline.teacher.cache_samples import member_bytes, most_sample_bytes
 from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.signals import SampledSpec, spec_to_json
 
@@ -57,10 +56,8 @@ def count_cache(plan: CapturePlan, entries: Sequence[ShardEntry]) -> CacheSize:
 
 def _sample_bytes(plan: CapturePlan, num_positions: int) -> tuple[int, int]:
     """Bytes of a sample's signal, and of all its tar members."""
-    sizes = member_bytes(plan.signal, num_positions)
-    contents = [most_stored_bytes(size, plan.config.compression) for size in sizes.values()]
     signal_bytes = sum(plan.signal.member_bytes(num_positions).values())
-    return signal_bytes, sum(BLOCK + size + -size % BLOCK for size in contents)
+    return signal_bytes, most_sample_bytes(plan.signal, plan.config.compression, num_positions)
 
 
 def _empty_shard_bytes(entry: ShardEntry) -> int:

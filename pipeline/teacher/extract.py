@@ -156,7 +156,11 @@ def uniform_draws(spec: SampledSpec, sample_key: str, positions: np.ndarray) -> 
         return np.empty((0, spec.num_draws))
     digest = hashlib.blake2b(f"{spec.seed}/{sample_key}".encode(), digest_size=16).digest()
     blocks = -(-spec.num_draws // _DRAWS_A_BLOCK)
-    first, last = int(positions.min()), int(positions.max())
-    generator = np.random.Philox(key=int.from_bytes(digest, "little"), counter=first * blocks)
-    raw = generator.random_raw((last + 1 - first) * blocks * _DRAWS_A_BLOCK).reshape(-1, blocks * _DRAWS_A_BLOCK)
-    return (raw[positions - first, : spec.num_draws] >> np.uint64(11)) * 2.0**-53
+    wanted, rows = np.unique(positions, return_inverse=True)
+    generator, reached, parts = np.random.Philox(key=int.from_bytes(digest, "little")), 0, []
+    for stretch in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
+        generator.advance((int(stretch[0]) - reached) * blocks)
+        parts.append(generator.random_raw(len(stretch) * blocks * _DRAWS_A_BLOCK))
+        reached = int(stretch[-1]) + 1
+    raw = np.concatenate(parts).reshape(len(wanted), -1)
+    return (raw[rows, : spec.num_draws] >> np.uint64(11)) * 2.0**-53

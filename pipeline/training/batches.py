@@ -94,4 +94,4 @@ class BatchSource:
         if self._teacher is None or len(drawn.positions) == 0:
             return drawn
         index = self._stream.dataset_index(position)
-        return replace(drawn, signal=self._teacher.find(index, drawn.positions))
+        return replace(drawn, signal=self._teacher.find(index, sample.key, drawn.positions))

@@ -13,8 +13,11 @@ import numpy as np
 
 from pipeline.config import TrainRunConfig, require
 from pipeline.data.loader import SampleStream
+from pipeline.data.shard_format import DataError
+from pipeline.model.base_config import read_base_config
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.signals import Signal
+from pipeline.teacher.cache_format import printable
+from pipeline.teacher.signals import HiddenSpec, Signal
 from pipeline.training.schedules import SMALLEST_BUDGET
 
 
@@ -25,15 +28,20 @@ class CachedTeacher:
     cache: TeacherCache
     fallback: Literal["error", "online"]
 
-    def find(self, index: int, positions: np.ndarray) -> Signal | None:
-        """The signal of the dataset's sample `index` at `positions`; None where the teacher must run.
+    def find(self, index: int, key: str, positions: np.ndarray) -> Signal | None:
+        """The signal of the dataset's sample `index` (its key: `key`) at `positions`; None where the teacher must run.
 
         Raises:
-            DataError: the signal is damaged, or missing and not to be replaced.
+            DataError: the signal is damaged or of another sample, or missing and not to be replaced.
         """
         if self.fallback == "online" and not self.cache.has_sample(index):
             return None
-        return self.cache.read(index, positions)
+        try:
+            return self.cache.read(index, key, positions)
+        except DataError:
+            if self.fallback == "online" and not self.cache.has_sample(index):  # deleted in this instant
+                return None
+            raise
 
 
 def open_cached_teacher(config: TrainRunConfig, stream: SampleStream) -> CachedTeacher | None:
@@ -41,8 +49,8 @@ def open_cached_teacher(config: TrainRunConfig, stream: SampleStream) -> CachedT
     are compared by `check_teacher`.
 
     Raises:
-        UserError: the cache is of other data or another tokenizer, lacks shards, or lacks positions that the run's
-            windows can ask for.
+        UserError: the cache is of other data, another tokenizer or a model of other sizes, lacks shards, or lacks
+            positions that the run's windows can ask for.
     """
     if config.teacher_cache is None:
         return None
@@ -53,6 +61,9 @@ def open_cached_teacher(config: TrainRunConfig, stream: SampleStream) -> CachedT
         info.tokenizer_sha256 == expected,
         f"{flag} was made with the tokenizer {info.tokenizer_sha256}, --data {config.data} with {expected}",
     )
+    name = "hidden_size" if isinstance(info.signal, HiddenSpec) else "vocab_size"
+    found, due = getattr(info.signal, name), read_base_config(config.model)[name]
+    require(found == due, f"{flag} has signals with {name} {found}, --model {config.model} has {due}")
     _check_windows(config, cache)
     missing = [stream.dataset.manifest.shards[n].name for n in stream.shard_numbers if not cache.has(n)]
     require(
@@ -94,7 +105,7 @@ def check_teacher(config: TrainRunConfig, teacher: CachedTeacher, fingerprint: s
     info = teacher.cache.info
     require(
         info.teacher_sha256 == fingerprint,
-        f"--teacher_cache {config.teacher_cache} is of the teacher {info.teacher_name} (weights and config "
+        f"--teacher_cache {config.teacher_cache} is of the teacher {printable(info.teacher_name)} (weights and config "
         f"{info.teacher_sha256}), but --model {config.model} is {fingerprint}; name the cache of this base, or make it "
         f"with launchers/cache_teacher.py",
     )

@@ -15,8 +15,13 @@ from pipeline.config.deepspeed_json import read_deepspeed_json
 PRECISION_SECTIONS = ("bf16", "bfloat16", "fp16", "amp", "torch_autocast")
 
 
-def load_deepspeed_config(path: Path, train: TrainConfig, dp_size: int) -> dict[str, Any]:
+def load_deepspeed_config(path: Path, train: TrainConfig, world_size: int, dp_size: int) -> dict[str, Any]:
     """Reads the JSON and adds batch, accumulation and clipping.
+
+    DeepSpeed takes all ranks for data parallel; those of a sequence-parallel group have the same samples.
+
+    Args:
+        dp_size: groups of ranks with different samples.
 
     Raises:
         ConfigError: the file is missing, is no JSON object, or contradicts a flag; names the key and the flag.
@@ -48,7 +53,8 @@ def load_deepspeed_config(path: Path, train: TrainConfig, dp_size: int) -> dict[
             f"base's dtype with --train.base_dtype (now {train.base_dtype})",
         )
     defaults = {"steps_per_print": None, "zero_force_ds_cpu_optimizer": False}
-    return defaults | user | {key: value for key, (_, value) in owned.items()}
+    sizes = {"train_batch_size": train.global_batch_size * world_size // dp_size}
+    return defaults | user | {key: value for key, (_, value) in owned.items()} | sizes
 
 
 def _enabled(section: Any) -> bool:

@@ -7,6 +7,9 @@ from typing import Any
 from pipeline.config import TrainConfig, TrainRunConfig, require
 from pipeline.data.loader import PackedDataset, SampleStream, Shuffle
 from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.distributed.head_shares import HeadShares, share_heads
+from pipeline.metrics.wandb_run import check_wandb
+from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json
 from pipeline.training.cached_teacher import CachedTeacher, open_cached_teacher
 from pipeline.training.deepspeed_config import load_deepspeed_config
@@ -16,11 +19,13 @@ from pipeline.training.schedules import SMALLEST_BUDGET, window_candidates
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked configuration with what was read to check it."""
+    """A checked configuration with what was read to check it. `heads`: of each rank inside attention; None in halo
+    mode."""
 
     config: TrainRunConfig
     stream: SampleStream
     deepspeed: dict[str, Any]
+    heads: HeadShares | None
     teacher: CachedTeacher | None
 
 
@@ -31,8 +36,12 @@ def preflight(config: TrainRunConfig) -> Plan:
         UserError: one line that names the flag or file, what was found and what would work.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size)
+    dp_size = data_parallel_size(config, world_size)
+    check_sequence_parallel_mode(config)
+    check_wandb(config.train.wandb)
+    deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size, dp_size)
     tokenizer = find_tokenizer_json(config.model)
+    heads = share_model_heads(config)
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
     stream = open_stream(dataset, config.train)
@@ -45,7 +54,50 @@ def preflight(config: TrainRunConfig) -> Plan:
     )
     check_sequence_length(config, dataset.manifest.seq_len)
     check_run_folder(config, dataset.fingerprint)
-    return Plan(config, stream, deepspeed, open_cached_teacher(config, stream))
+    return Plan(config, stream, deepspeed, heads, open_cached_teacher(config, stream))
+
+
+def data_parallel_size(config: TrainRunConfig, world_size: int) -> int:
+    """Groups of ranks that hold different samples.
+
+    Raises:
+        UserError: the ranks do not make whole groups.
+    """
+    size = config.sequence_parallel_size
+    require(
+        world_size % size == 0,
+        f"--sequence_parallel_size {size} does not divide the {world_size} ranks of this job",
+    )
+    return world_size // size
+
+
+def check_sequence_parallel_mode(config: TrainRunConfig) -> None:
+    """Refuses the halo mode where a teacher would run, whose full attention needs whole rows.
+
+    Raises:
+        UserError: names the flag that asks for one.
+    """
+    if config.sequence_parallel_size == 1 or config.sequence_parallel_mode != "halo" or config.train.loss == "ce":
+        return
+    online = "no --teacher_cache" if config.teacher_cache is None else "--teacher_fallback online"
+    require(
+        config.teacher_cache is not None and config.teacher_fallback == "error",
+        f"--sequence_parallel_mode halo cannot run the teacher in training, as {online} asks for; give a "
+        f"--teacher_cache with every shard, --train.loss ce, or --sequence_parallel_mode ulysses",
+    )
+
+
+def share_model_heads(config: TrainRunConfig) -> HeadShares | None:
+    """Which attention heads each rank of a sequence-parallel group takes; None where each has all of them.
+
+    Raises:
+        UserError: the model's heads do not allow --sequence_parallel_size.
+    """
+    if config.sequence_parallel_mode == "halo":
+        return None
+    settings = read_base_config(config.model)
+    num_heads = settings["num_attention_heads"]
+    return share_heads(num_heads, settings.get("num_key_value_heads") or num_heads, config.sequence_parallel_size)
 
 
 def open_stream(dataset: PackedDataset, train: TrainConfig) -> SampleStream:

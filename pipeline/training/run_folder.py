@@ -6,6 +6,8 @@ metrics.jsonl   one line a step
 checkpoints/    step-0000100/{state.json, tensors.safetensors}, `latest` (a name, written last)
 adapter/        the newest weights, ready for generation
 report.html     curves, written at the end
+stacks/         where each rank was when the run hung
+profile/        traces of the steps that --profile names
 """
 
 import json
@@ -16,18 +18,23 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import TrainRunConfig, require, to_plain
-from pipeline.errors import UserError
+from pipeline.config import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig, require, to_plain
 
-# Settings that a resume may change: they alter neither the data, nor the schedule, nor the objective.
+# Settings that a resume may change: they alter neither the data, nor the schedule, nor the objective. `topk_tail` says
+# how a topk teacher cache is read, and the cache itself may change.
 FREE_SETTINGS = frozenset(
     {
+        "train.topk_tail",
         "train.micro_batch_size",
         "train.loader_workers",
         "train.loss_chunk_size",
         "train.activation_checkpointing",
         "train.save_every",
         "train.keep_checkpoints",
+        "train.async_save",
+        "train.step_timeout_s",
+        "train.peak_tflops",
+        "train.wandb",
         "window.inference_sinks",
         "window.inference_window",
     }
@@ -65,25 +72,19 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.root / "adapter"
 
-    def latest_checkpoint(self) -> Path | None:
-        """The folder that checkpoints/latest names, or None before the first checkpoint.
-
-        Raises:
-            UserError: `latest` names a folder that is not there.
-        """
-        pointer = self.checkpoints / "latest"
-        if not pointer.is_file():
-            return None
-        folder = self.checkpoints / pointer.read_text().strip()
-        if not (folder / "state.json").is_file():
-            raise UserError(f"{pointer} names {folder.name}, which is missing; write an existing step into it")
-        return folder
+    @property
+    def stacks(self) -> Path:
+        return self.root / "stacks"
 
 
 def fixed_settings(config: TrainRunConfig) -> dict[str, Any]:
     """The settings that a resume must not change, flat: {"train.seed": 0, ...}."""
-    tree = to_plain(config)
-    flat = {f"{part}.{name}": value for part in ("memory", "window", "train") for name, value in tree[part].items()}
+    return _flatten(config.memory, config.window, config.train)
+
+
+def _flatten(memory: MemoryConfig, window: WindowConfig, train: TrainConfig) -> dict[str, Any]:
+    parts = {"memory": memory, "window": window, "train": train}
+    flat = {f"{part}.{name}": value for part, fields in parts.items() for name, value in to_plain(fields).items()}
     return {name: value for name, value in flat.items() if name not in FREE_SETTINGS}
 
 
@@ -106,9 +107,11 @@ def check_run_folder(config: TrainRunConfig, data_fingerprint: str) -> None:
         f"--output {config.output} holds a run; name another folder or go on from it with --resume auto",
     )
     identity = json.loads(folder.identity.read_text())
+    # A setting that is younger than the run had what is now its default.
+    settings = _flatten(MemoryConfig(), WindowConfig(), TrainConfig()) | identity["settings"]
     current = fixed_settings(config)
-    for name in sorted(current.keys() | identity["settings"].keys()):
-        before, now = identity["settings"].get(name), current.get(name)
+    for name in sorted((current.keys() | settings.keys()) - FREE_SETTINGS):
+        before, now = settings.get(name), current.get(name)
         require(
             before == now,
             f"--{name} {now} differs from {before}, with which the run in --output {config.output} was started; "

@@ -1,16 +1,22 @@
 """From a checked plan to an engine that stands where the run's newest checkpoint stands."""
 
+import sys
+from pathlib import Path
+
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import Tensor
 
 from pipeline.attention.window import WindowSpec
-from pipeline.distributed.groups import Ranks, raise_together
+from pipeline.distributed.groups import Ranks, gather_objects, raise_together
 from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint
 from pipeline.model.loading import load_base
+from pipeline.model.partitioning import partition_frozen
+from pipeline.model.sequence_shard import SequenceLayout
 from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.training.cached_teacher import check_teacher
-from pipeline.training.checkpoint import load_state, load_tensors
+from pipeline.training.checkpoint import find_checkpoint, load_state, load_tensors
 from pipeline.training.distillation import Distillation
 from pipeline.training.engine import build_engine, restore_moments
 from pipeline.training.preflight import Plan
@@ -23,47 +29,86 @@ def claim_output(plan: Plan, ranks: Ranks) -> str:
     Raises:
         UserError: the base is not the one that the run was started with, or not the teacher of the cache.
     """
-    error, fingerprint = None, ""
+    error, fingerprint, teacher = None, "", ""
     try:
         fingerprint = base_fingerprint(plan.config.model)
         check_base_fingerprint(plan.config, fingerprint)
-        if plan.teacher is not None:
-            check_teacher(plan.config, plan.teacher, teacher_fingerprint(plan.config.model))
+        if plan.teacher is not None and ranks.is_main:  # it reads all weights
+            teacher = teacher_fingerprint(plan.config.model)
     except UserError as found:
         error = found
     raise_together(error, ranks)
+    if plan.teacher is not None:
+        teacher = gather_objects(teacher, ranks)[0]
+        try:
+            check_teacher(plan.config, plan.teacher, teacher)
+        except UserError as found:
+            error = found
+        raise_together(error, ranks)
     if ranks.is_main:
         claim_run_folder(plan.config, plan.stream.dataset.fingerprint, fingerprint)
     torch.distributed.barrier()
     return fingerprint
 
 
-def build_training(plan: Plan, ranks: Ranks) -> tuple[DeepSpeedEngine, TrainState]:
-    """Loads the base, adds the memories (new or from the newest checkpoint) and builds the engine. Collective.
+def find_start(plan: Plan, ranks: Ranks) -> Path | None:
+    """The checkpoint to go on from, the same on all ranks: the first one chooses. Collective.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    error, checkpoint = None, None
+    if ranks.is_main:
+        try:
+            checkpoint, torn = find_checkpoint(RunFolder(plan.config.output))
+            if torn:
+                print(f"warning: checkpoint {'; '.join(torn)}; going on from {checkpoint.name}", file=sys.stderr)
+        except UserError as found:
+            error = found
+    raise_together(error, ranks)
+    return gather_objects(checkpoint, ranks)[0]
+
+
+def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[DeepSpeedEngine, TrainState]:
+    """Loads the base, adds the memories (new or from `checkpoint`) and builds the engine. Collective.
 
     Raises:
         UserError: the model or the checkpoint cannot be read.
     """
     config, train = plan.config, plan.config.train
-    checkpoint = RunFolder(config.output).latest_checkpoint()
-    state = load_state(checkpoint)
+    state, weights, moments = _load_checkpoint(checkpoint, ranks)
     model = load_base(
         config.model,
         memory=config.memory,
         window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
         dtype=getattr(torch, train.base_dtype),
         seed=train.seed,
-    ).to(ranks.device)
+    )
+    if plan.deepspeed.get("zero_optimization", {}).get("stage") == 3:
+        partition_frozen(model, plan.deepspeed, ranks.device)
+    model.to(ranks.device)
     model.train()  # activation checkpointing is off in eval mode
     if train.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    weights, moments = load_tensors(checkpoint) if checkpoint else ({}, {})
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    module = Distillation(model, train.loss, train.loss_chunk_size, train.topk_tail)
+    layout = SequenceLayout(ranks.sequence, plan.heads) if ranks.sequence.size > 1 else None
+    module = Distillation(model, train.loss, train.loss_chunk_size, train.topk_tail, layout, ranks.clock)
     engine = build_engine(module, train, plan.deepspeed)
     if moments:
         restore_moments(engine, moments, num_updates=state.step - state.skipped_steps)
     return engine, state
+
+
+def _load_checkpoint(checkpoint: Path | None, ranks: Ranks) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
+    """Every rank reads for itself; what one cannot read ends all."""
+    state, weights, moments, error = TrainState(), {}, {}, None
+    if checkpoint is not None:
+        try:
+            state, (weights, moments) = load_state(checkpoint), load_tensors(checkpoint)
+        except (UserError, OSError) as found:
+            error = UserError(f"checkpoint {checkpoint.name} cannot be read: {found}")
+    raise_together(error, ranks)
+    return state, weights, moments

@@ -5,9 +5,10 @@ first backward; the same exchange carries stop requests and failures, so that no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -39,14 +40,24 @@ class StepTotals:
     budget_sum: int
     sink_sum: int
 
+    def row(self) -> dict[str, float]:
+        """Their fields of metrics.jsonl."""
+        row = {"data/positions": self.num_positions, "data/samples": self.num_samples, "data/tokens": self.num_tokens}
+        if self.num_windows:
+            row["window/budget"] = self.budget_sum / self.num_windows
+            row["window/sinks"] = self.sink_sum / self.num_windows
+        return row
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` is the global mean that `loss_normalisation` says; `peak_memory_gib` is the largest of all ranks."""
+    """`loss` is the global mean that `loss_normalisation` says; `peak_memory_gib` is the largest of all ranks;
+    `measured` is float64 [world_size, n]."""
 
     loss: float
     grad_norm: float
     peak_memory_gib: float
+    measured: np.ndarray
 
 
 def exchange_totals(
@@ -75,6 +86,8 @@ def exchange_totals(
         sum(window.lossless_budget for window in windows),
         sum(window.num_sink_tokens for window in windows),
     )
+    if ranks.sequence.rank > 0:  # the first rank of a group counts for all of it
+        mine = (0,) * len(mine)
     rows = gather_rows([*mine, error is not None, stop], ranks)
     if rows[:, -2].any():
         raise_together(error, ranks)
@@ -87,8 +100,12 @@ def run_step(
     totals: StepTotals,
     normalisation: Normalisation,
     ranks: Ranks,
+    measure: Callable[[], Sequence[float]] = tuple,
 ) -> StepResult:
     """Forward, backward and update. Collective.
+
+    Args:
+        measure: called after the last backward; what it returns of each rank comes back as `measured`.
 
     Raises:
         NonFiniteError: before anything was updated.
@@ -98,17 +115,20 @@ def run_step(
         if number > 0:
             engine.step()  # counts the previous micro-batch; updates nothing before the last one
         weights = position_weights(batch.sample_of_position, normalisation, totals.num_positions, totals.num_samples)
-        loss = engine(batch.to(ranks.device), torch.from_numpy(weights).to(ranks.device))
+        with ranks.clock.phase("forward"):
+            loss = engine(batch.to(ranks.device), torch.from_numpy(weights).to(ranks.device))
         # The weights already divide by the whole step; DeepSpeed averages over ranks, which must be undone.
-        engine.backward(loss * ranks.world_size, scale_wrt_gas=False)
+        with ranks.clock.phase("backward"):
+            engine.backward(loss * ranks.world_size, scale_wrt_gas=False)
         loss_sum += loss.item()
-    rows = gather_rows([loss_sum, peak_memory_gib(ranks.device)[1]], ranks)
+    rows = gather_rows([loss_sum, peak_memory_gib(ranks.device)[1], *measure()], ranks)
     loss_mean = float(rows[:, 0].sum())
     if not math.isfinite(loss_mean):
         bad = [rank for rank, value in enumerate(rows[:, 0]) if not math.isfinite(value)]
         raise NonFiniteError(f"the loss is {loss_mean} (on rank {', '.join(map(str, bad))})", bad)
-    grad_norm = take_step(engine)
+    with ranks.clock.phase("optimizer"):
+        grad_norm = take_step(engine)
     if not math.isfinite(grad_norm):
         everywhere = list(range(ranks.world_size))
         raise NonFiniteError(f"the gradient norm is {grad_norm} at a loss of {loss_mean:.4f}", everywhere)
-    return StepResult(loss_mean, grad_norm, float(rows[:, 1].max()))
+    return StepResult(loss_mean, grad_norm, float(rows[:, 1].max()), rows[:, 2:])

@@ -1,19 +1,18 @@
 """The training loop: step, log, save, until the steps are done or somebody asks to stop."""
 
 import contextlib
-import json
 import sys
-import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.config import to_plain
-from pipeline.data.collate import Batch
 from pipeline.data.shard_format import DataError
-from pipeline.distributed.groups import Ranks, gather_objects, init_distributed, leave_distributed
+from pipeline.distributed.groups import Ranks, init_distributed, leave_distributed, raise_together
+from pipeline.errors import UserError
 from pipeline.metrics.logger import MetricsLogger
 from pipeline.metrics.plots import write_training_report
 from pipeline.metrics.throughput import peak_memory_gib
@@ -21,12 +20,18 @@ from pipeline.model.adapter import save_adapter
 from pipeline.training.batches import BatchSource, StepBatches
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.engine import gather_moments, gather_weights, set_learning_rate
+from pipeline.training.export import describe_adapter
+from pipeline.training.failed_step import report_failed_step
+from pipeline.training.meter import StepMeter
 from pipeline.training.preflight import Plan
-from pipeline.training.run_folder import RunFolder, write_atomically
+from pipeline.training.profiling import StepProfiler
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.saver import Saver, cannot_write
 from pipeline.training.schedules import learning_rate
-from pipeline.training.setup import build_training, claim_output
+from pipeline.training.setup import build_training, claim_output, find_start
 from pipeline.training.step import NonFiniteError, StepTotals, exchange_totals, run_step
 from pipeline.training.stop_flag import EXIT_STOPPED, StopFlag
+from pipeline.training.watchdog import StepWatchdog
 
 
 def run_training(plan: Plan, stop: StopFlag) -> None:
@@ -36,10 +41,12 @@ def run_training(plan: Plan, stop: StopFlag) -> None:
         UserError: on every rank, when data or numbers go wrong on any.
         SystemExit: EXIT_STOPPED when `stop` ended it early; a checkpoint is there.
     """
-    trainer = Trainer(plan, stop, init_distributed())
+    config = plan.config
+    ranks = init_distributed(config.sequence_parallel_size, max(1800, config.train.step_timeout_s + 60))
+    trainer = Trainer(plan, stop, ranks)
     trainer.run()
     leave_distributed()
-    if trainer.state.step < plan.config.train.max_steps:
+    if trainer.state.step < config.train.max_steps:
         sys.exit(EXIT_STOPPED)
 
 
@@ -56,15 +63,19 @@ class Trainer:
         self.config, self.train, self.stop, self.ranks = plan.config, plan.config.train, stop, ranks
         self.folder = RunFolder(self.config.output)
         self.base_fingerprint = claim_output(plan, ranks)
-        self.engine, self.state = build_training(plan, ranks)
-        self.saved_step = self.state.step if self.folder.latest_checkpoint() else None
+        checkpoint = find_start(plan, ranks)
+        self.engine, self.state = build_training(plan, ranks, checkpoint)
+        self.saved_step = None if checkpoint is None else self.state.step
+        self.saver = Saver(self.train.async_save)
+        self.failure: UserError | None = None  # of this rank alone; the next exchange ends all with it
+        self.meter = StepMeter(self.config, ranks)
         self.batches = BatchSource(
             plan.stream,
             self.train,
             self.config.window,
             plan.teacher,
-            rank=ranks.rank,
-            dp_size=ranks.world_size,
+            rank=ranks.dp_rank,
+            dp_size=ranks.dp_size,
             position=self.state.consumed_samples,
             num_steps=self.train.max_steps - self.state.step,
         )
@@ -73,6 +84,7 @@ class Trainer:
         """Trains to the last step, or to the next step boundary once a stop is asked for."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(self.batches))
+            stack.enter_context(contextlib.closing(self.saver))
             progress = stack.enter_context(
                 tqdm(
                     total=self.train.max_steps,
@@ -84,23 +96,34 @@ class Trainer:
             )
             metrics = None
             if self.ranks.is_main:
-                metrics = stack.enter_context(MetricsLogger(self.folder.metrics, self.state.step))
+                metrics = self._open_metrics(stack)
+            watchdog = StepWatchdog(self.folder.stacks, self.ranks.rank, self.train.step_timeout_s)
+            stack.enter_context(contextlib.closing(watchdog))
+            trace = self.folder.root / "profile" / f"rank-{self.ranks.rank}.json"
+            profiler = stack.enter_context(contextlib.closing(StepProfiler(self.config.profile_steps, trace)))
             while self.state.step < self.train.max_steps:
+                watchdog.beat(self.state.step + 1)
+                profiler.begin(self.state.step + 1)
                 row = self.train_step()
+                profiler.end(self.state.step)
                 if row is None:  # asked to stop
                     break
                 if metrics is not None:
-                    metrics.log(row)
+                    self._write(self.folder.metrics, partial(metrics.log, row))
                 if self.loss_key in row:  # not in a skipped step
                     progress.set_postfix_str(f"loss {row[self.loss_key]:.4f}", refresh=False)
                 progress.update()
                 if self.state.step % self.train.save_every == 0:
+                    watchdog.beat(self.state.step)
                     self.save(metrics)
+            watchdog.beat(self.state.step)
             if self.saved_step != self.state.step:
                 self.save(metrics)
+            raise_together(self.saver.wait() or self.failure, self.ranks)
         if self.ranks.is_main:
-            configuration = (self.folder.root / "config.yaml").read_text()
-            write_training_report(self.folder.metrics, configuration, self.folder.root / "report.html")
+            configuration, page = (self.folder.root / "config.yaml").read_text(), self.folder.root / "report.html"
+            self._write(page, lambda: write_training_report(self.folder.metrics, configuration, page))
+        raise_together(self.failure, self.ranks)
 
     @property
     def loss_key(self) -> str:
@@ -108,13 +131,16 @@ class Trainer:
 
     def train_step(self) -> dict[str, Any] | None:
         """One step; its row of metrics.jsonl, or None when a rank was asked to stop."""
-        started, read, error = time.perf_counter(), StepBatches([], self.state.consumed_samples), None
+        self.meter.begin()
+        read, shares = StepBatches([], self.state.consumed_samples), None
         try:
             read = self.batches.next_step()
         except DataError as found:
-            error = found
-        waited = time.perf_counter() - started
-        totals, stop = exchange_totals(read.micro_batches, error, bool(self.stop), self.ranks)
+            self.failure = found
+        self.meter.data_read()
+        totals, stop = exchange_totals(
+            read.micro_batches, self.failure or self.saver.error(), bool(self.stop), self.ranks
+        )
         if stop:
             return None
         rate = learning_rate(self.state.step, self.train.max_steps, self.train.learning_rate, self.train.warmup_ratio)
@@ -122,75 +148,69 @@ class Trainer:
         if totals.num_positions > 0:
             set_learning_rate(self.engine, rate)
             try:
-                result = run_step(self.engine, read.micro_batches, totals, self.train.loss_normalisation, self.ranks)
+                result = run_step(
+                    self.engine,
+                    read.micro_batches,
+                    totals,
+                    self.train.loss_normalisation,
+                    self.ranks,
+                    measure=partial(self.meter.measure, read.micro_batches),
+                )
             except NonFiniteError as found:
-                raise self._failed(found, read.micro_batches) from found
+                if self.saved_step != self.state.step:
+                    self.save(None)
+                    raise_together(self.saver.wait(), self.ranks)
+                number = self.state.step + 1
+                raise report_failed_step(found, number, read.micro_batches, self.folder, self.ranks) from found
             row |= {self.loss_key: result.loss, "optim/grad_norm": result.grad_norm, "optim/lr": rate}
             row[peak_memory_gib(self.ranks.device)[0]] = result.peak_memory_gib
+            shares = result.measured
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             consumed_samples=read.position,
             skipped_steps=self.state.skipped_steps + (totals.num_positions == 0),
         )
-        return row | self._counts(totals, waited, time.perf_counter() - started)
+        return row | self._counts(totals) | self.meter.row(totals.num_tokens, shares)
 
-    def _counts(self, totals: StepTotals, waited: float, seconds: float) -> dict[str, Any]:
+    def _counts(self, totals: StepTotals) -> dict[str, Any]:
         counts = {
-            "data/positions": totals.num_positions,
-            "data/samples": totals.num_samples,
-            "data/tokens": totals.num_tokens,
             "data/consumed_samples": self.state.consumed_samples,
             "train/skipped_steps": self.state.skipped_steps,
-            "perf/step_s": seconds,
-            "perf/data_wait_s": waited,  # of this rank, which is the main one
-            "perf/tokens_per_s": totals.num_tokens / seconds,
         }
         if self.config.teacher_cache is not None:
             counts["teacher/cached_samples"] = totals.num_cached_samples
-        if totals.num_windows:
-            counts["window/budget"] = totals.budget_sum / totals.num_windows
-            counts["window/sinks"] = totals.sink_sum / totals.num_windows
-        return counts
+        return totals.row() | counts
 
     def save(self, metrics: MetricsLogger | None) -> None:
-        """Exports the adapter and writes a checkpoint of the current state."""
+        """Exports the adapter and writes a checkpoint of the current state, or begins to.
+
+        Raises:
+            UserError: on every rank, when that or the save before it failed.
+        """
+        state, info = self.state, describe_adapter(self.config, self.base_fingerprint, self.state)
         weights, moments = gather_weights(self.engine), gather_moments(self.engine)
-        if self.ranks.is_main:
-            if metrics is not None:
-                metrics.sync()
-            save_adapter(self.folder.adapter, weights, self._adapter_info())
-            save_checkpoint(self.folder, self.state, weights, moments, self.train.keep_checkpoints)
-        self.saved_step = self.state.step
+        if metrics is not None:
+            self._write(self.folder.metrics, metrics.sync)
 
-    def _adapter_info(self) -> dict[str, Any]:
-        plain, model = to_plain(self.config), Path(self.config.model)
-        return {
-            "base_model": str(model.resolve()) if model.is_dir() else self.config.model,
-            "base_fingerprint": self.base_fingerprint,
-            "memory": plain["memory"],
-            "num_sink_tokens": self.config.window.inference_sinks,
-            "window_size": self.config.window.inference_window,
-            "training": asdict(self.state) | {"window": plain["window"], "train": plain["train"]},
-        }
+        def write() -> None:
+            save_adapter(self.folder.adapter, weights, info)
+            save_checkpoint(self.folder, state, weights, moments, self.train.keep_checkpoints)
 
-    def _failed(self, error: NonFiniteError, batches: list[Batch]) -> NonFiniteError:
-        """Saves the state before the step and which samples it held; the error to end with."""
-        if self.saved_step != self.state.step:
-            self.save(None)
-        step, path = self.state.step + 1, self.folder.root / "failed_step.json"
-        samples = [
-            {"key": d.sample.key, "global_index": d.global_index, "window": d.window and asdict(d.window)}
-            for batch in batches
-            for d in batch.samples
-        ]
-        by_rank = gather_objects(samples, self.ranks)
         if self.ranks.is_main:
-            report = {"step": step, "error": str(error), "failed_ranks": error.ranks, "samples_by_rank": by_rank}
-            write_atomically(path, json.dumps(report, indent=1).encode())
-        keys = [sample["key"] for rank in error.ranks for sample in by_rank[rank]]
-        return NonFiniteError(
-            f"step {step}: {error}; samples {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''} (all in {path}); "
-            f"nothing was updated, and {self.folder.checkpoints} holds the state before the step",
-            error.ranks,
-        )
+            self.saver.save(write, f"the checkpoint of step {state.step}")
+        raise_together(self.saver.error() or self.failure, self.ranks)
+        self.saved_step = state.step
+
+    def _open_metrics(self, stack: contextlib.ExitStack) -> MetricsLogger | None:
+        try:
+            return stack.enter_context(MetricsLogger(self.folder.metrics, self.state.step, self.train.wandb))
+        except UserError as error:
+            self.failure = error
+            return None
+
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.failure = cannot_write(str(path), error)

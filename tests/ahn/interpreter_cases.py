@@ -37,22 +37,23 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
-def compare(function: Any, inputs: list[torch.Tensor], state: torch.Tensor | None, **options: Any) -> float:
-    """Largest relative difference, fla against torch, over output, final state and all gradients."""
+def compare(
+    function: Any, inputs: list[torch.Tensor], state: torch.Tensor | None, gradients: bool, **options: Any
+) -> float:
+    """Largest relative difference, fla against torch, over output, final state and, if asked for, all gradients."""
     from pipeline.ahn.backend import use_backend
 
     results = []
     for backend in ("torch", "fla"):
         leaves = [x.detach().clone().requires_grad_() for x in inputs]
-        with use_backend(backend):
+        with use_backend(backend), torch.set_grad_enabled(gradients):
             output, final = function(*leaves, initial_state=state, output_final_state=True, **options)
         torch.manual_seed(1)
-        if leaves[0].shape[1] > 1:  # decoding kernels have no backward of interest
+        found = [output, final]
+        if gradients:
             loss = (output * torch.randn(output.shape)).sum() + (final * torch.randn(final.shape)).sum()
-            gradients = torch.autograd.grad(loss, leaves)
-        else:
-            gradients = ()
-        results.append([x.float() for x in (output, final, *gradients)])
+            found += torch.autograd.grad(loss, leaves)
+        results.append([x.float() for x in found])
     return max(relative(a, e) for e, a in zip(*results, strict=True))
 
 
@@ -65,17 +66,24 @@ def main() -> None:
 
     torch.set_num_threads(1)
     cells = {"gated_delta_net": chunk_gated_delta_rule, "delta_net": chunk_delta_rule, "mamba2": chunk_ssd}
-    cases = {"whole": (100, None, 1), "packed": (130, [0, 50, 130], 2), "decode": (1, None, 1)}
+    cases = {
+        "whole": (100, None, 1),
+        "packed": (130, [0, 50, 130], 2),
+        "decode": (1, None, 1),
+        "one": (1, None, 1),
+        "wide": (70, None, 1),
+    }
     errors = {}
     for cell, function in cells.items():
         for case, (length, bounds, num_states) in cases.items():
             torch.manual_seed(length)
             q, k = (l2_normalise(torch.randn(1, length, heads, 64)) for heads in (2, 1))
-            v = torch.randn(1, length, 1, 64)
+            width = 128 if case == "wide" else 64  # of values; [v, 0] as MemoryCell.passage has it
+            v = torch.randn(1, length, 1, width)
             gates = [-torch.rand(1, length, 2) * 0.3, torch.rand(1, length, 2)][cell == "delta_net" :]
-            state = torch.randn(num_states, 2, 64, 64) * 0.3
+            state = torch.randn(num_states, 2, 64, width) * 0.3
             options = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
-            errors[f"{cell}/{case}"] = compare(function, [q, k, v, *gates], state, **options)
+            errors[f"{cell}/{case}"] = compare(function, [q, k, v, *gates], state, case != "decode", **options)
     with open(sys.argv[1], "w") as file:
         json.dump(errors, file)
 

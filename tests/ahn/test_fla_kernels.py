@@ -8,7 +8,9 @@ import sys
 import pytest
 
 CASES = [
-    f"{cell}/{case}" for cell in ("gated_delta_net", "delta_net", "mamba2") for case in ("whole", "packed", "decode")
+    f"{cell}/{case}"
+    for cell in ("gated_delta_net", "delta_net", "mamba2")
+    for case in ("whole", "packed", "decode", "one", "wide")
 ]
 
 
@@ -26,5 +28,6 @@ def errors(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_agree_with_the_torch_forms_outputs_and_gradients(errors, case):
-    half_precision = case in ("delta_net/whole", "delta_net/packed")  # the chunked delta rule refuses float32
+    # the chunked delta rule refuses float32
+    half_precision = case.startswith("delta_net") and case != "delta_net/decode"
     assert errors[case] < (2e-3 if half_precision else 1e-5)

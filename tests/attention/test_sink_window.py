@@ -84,3 +84,19 @@ def test_the_mask_that_cuda_uses_shows_the_same_tokens(window, num_queries):
     mask = sink_window.flex_block_mask(window, num_queries, 150, torch.device("cpu"))
     output = flex_attention(q, k, v, block_mask=mask, scale=SCALE, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(output, dense(q, k, v, window), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", WINDOWS[:3], ids=str)
+@pytest.mark.parametrize("num_queries", [1, 20, 130])
+def test_tokens_behind_the_sinks_that_nobody_sees_can_be_left_out(window, num_queries):
+    q, k, v = draw(2, 150, heads=4, kv_heads=2)
+    q, reach = q[:, :, -num_queries:], num_queries + window.window_size  # one more than is seen: the next to be evicted
+    num_skipped = 150 - reach - window.num_sink_tokens
+    kept = [torch.cat([x[:, :, : window.num_sink_tokens], x[:, :, -reach:]], 2) for x in (k, v)]
+    expected = dense(q, k, v, window)
+    assert num_skipped > 0
+    actual = sink_window_attention(q, *kept, window, scale=SCALE, num_skipped=num_skipped)
+    assert_same(actual, expected, (k, v))
+    mask = sink_window.flex_block_mask(window, num_queries, kept[0].shape[2], torch.device("cpu"), num_skipped)
+    on_cuda = flex_attention(q.detach(), *(x.detach() for x in kept), block_mask=mask, scale=SCALE, enable_gqa=True)
+    torch.testing.assert_close(on_cuda.transpose(1, 2), expected.detach(), rtol=0, atol=1e-6)

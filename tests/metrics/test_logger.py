@@ -36,3 +36,14 @@ def test_tensorboard_shows_the_same_values(tmp_path):
     write_steps(tmp_path / "metrics.jsonl", 1, 3)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/kl")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_wandb_gets_the_same_steps_and_one_run_over_a_resume(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is optional and not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for last, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with MetricsLogger(tmp_path / "metrics.jsonl", last, "memory") as metrics:
+            for step in steps:
+                metrics.log({"step": step, "loss/kl": 1.0 / step})
+    runs = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2 and len({name.rsplit("-", 1)[1] for name in runs}) == 1

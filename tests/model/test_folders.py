@@ -1,9 +1,11 @@
 """Adapters, merged folders, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,9 +29,12 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
 from pipeline.model.adapter import adapter_state, base_fingerprint, save_adapter
+from pipeline.model.augment import check_supported
 from pipeline.model.export import export_published, merge_adapter
-from pipeline.model.files import ADAPTER_CONFIG
+from pipeline.model.files import ADAPTER_CONFIG, resolve_model
 from pipeline.model.loading import load_base, load_model, set_window
+from pipeline.teacher.fingerprint import teacher_fingerprint
+from pipeline.teacher.teacher_model import check_teacher
 from tests.model.conftest import SIZES, WINDOW, Base
 
 
@@ -157,6 +162,81 @@ def test_a_base_that_cannot_be_augmented_is_refused_by_reason(model_class, confi
     model_class(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=reason):
         load_base(str(tmp_path), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32)
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+LONGROPE = {"rope_type": "longrope", "factor": 32.0, "original_max_position_embeddings": 16, "rope_theta": 1e4,
+            "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"rope_parameters": DYNAMIC}, "dynamic"),
+        ({"rope_parameters": LONGROPE}, "longrope"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ({"rope_parameters": {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": "default"}}}, "dynamic"),
+    ],
+)
+def test_rope_that_depends_on_the_length_of_a_forward_is_refused(fields, name, tmp_path):
+    """For training and adapters, and by the teacher's job, which never attaches a memory."""
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings.pop("rope_parameters")
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **fields}))
+    message = f"^llama: config.json sets RoPE of type {name}, whose .*default, linear, yarn, llama3"
+    if "full_attention" in fields.get("rope_parameters", {}):  # of a config that transformers has for other families
+        config = LlamaConfig(**SIZES)
+        config.rope_parameters = fields["rope_parameters"]
+        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+        with pytest.raises(UserError, match=message):
+            check_supported(model, model.get_decoder(), config)
+        return
+    with pytest.raises(UserError, match=message):
+        load_base(str(tmp_path), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32)
+    with pytest.raises(UserError, match=message):
+        check_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        lambda raw: b"",
+        lambda raw: raw[:5],
+        lambda raw: raw[:200],
+        lambda raw: raw[:-1],
+        lambda raw: raw + b"x",
+        lambda raw: raw[:8] + b"[" + raw[9:],
+        lambda raw: (2).to_bytes(8, "little") + b"[]",
+    ],
+)
+def test_weights_that_are_not_whole_are_named_before_anything_is_loaded(damage, base_of_family, tmp_path):
+    folder = shutil.copytree(base_of_family.folder, tmp_path / "base")
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    asks = [
+        lambda: base_fingerprint(str(folder)),
+        lambda: teacher_fingerprint(str(folder)),
+        lambda: resolve_model(folder, None),
+        lambda: load_base(str(folder), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32),
+        lambda: load_model(str(folder), dtype=torch.float32),
+    ]
+    for ask in asks:
+        with pytest.raises(UserError, match=r"model.safetensors \(\d+ bytes\) is no whole safetensors file .*git lfs"):
+            ask()
+
+
+def test_every_byte_of_the_weights_makes_another_teacher(base_of_family, tmp_path):
+    """Also where the probes that tell bases apart do not look."""
+    folder = shutil.copytree(base_of_family.folder, tmp_path / "base")
+    before, path = teacher_fingerprint(str(folder)), folder / "model.safetensors"
+    original = path.read_bytes()
+    for position in np.linspace(len(original) // 2, len(original) - 1, 40).astype(int).tolist():
+        path.write_bytes(original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :])
+        assert teacher_fingerprint(str(folder)) != before
+    path.write_bytes(original)
+    assert teacher_fingerprint(str(folder)) == before
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ def why_not() -> str | None:
 class Cluster:
     """A cluster to use as a context manager; nothing of it is left afterwards, nor when this process is killed.
 
+    `environment` is what Slurm's commands need to find it.
+
     Args:
         num_nodes: node1, node2, ...
         num_cpus: of each node; need not be there.
@@ -45,7 +47,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets' names are limited
         write_cluster(self.folder, self._nodes, *self._size)
         outer = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-        self._environment = outer | {"PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.environment = outer | {"PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf")}
         command = [*NAMESPACE, sys.executable, str(SUPERVISOR), str(self.folder), *self._nodes]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._supervisor = subprocess.Popen(command, text=True, env=outer | {"PATH": PATH}, **pipes)
@@ -67,7 +69,7 @@ class Cluster:
             text=True,
             timeout=60,
             cwd=cwd,
-            env=self._environment | env,
+            env=self.environment | env,
         ).stdout
 
     def submit(self, *arguments: object, cwd: Path | None = None, **env: str) -> str:

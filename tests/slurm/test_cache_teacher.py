@@ -1,7 +1,6 @@
 """launchers/slurm/cache_teacher.sbatch on a real cluster: arrays, requeued and cancelled tasks, mistakes, GPUs."""
 
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,7 +41,7 @@ def case(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def logs(folder: Path, job: str) -> list[str]:
     """What each task of the job has logged, in order; the job was submitted from `folder`."""
-    return [path.read_text() for path in sorted((folder / "slurm_logs").glob(f"cache_teacher-{job}_*.log"))]
+    return [path.read_text() for path in sorted((folder / "slurm_logs").glob(f"*-{job}*.log"))]
 
 
 def states(tasks: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
@@ -105,6 +104,14 @@ def test_a_process_that_dies_fails_its_job_while_the_other_does_all(case: Case, 
     assert content(tmp_path / "cache") == content(case.whole)
 
 
+def test_two_nodes_share_a_teacher_too_large_for_one(case: Case, slurm: Cluster, tmp_path: Path) -> None:
+    """ZeRO-3 under srun alone."""
+    flags = [*case.flags, "--output", tmp_path / "cache", "--ds_config", REPOSITORY / "ds_configs" / "zero3.json"]
+    job = slurm.submit("--nodes", 2, "--ntasks-per-node", 1, SCRIPT, *flags, cwd=tmp_path, **ONE_THREAD)
+    assert slurm.wait(job)[0]["JobState"] == "COMPLETED", logs(tmp_path, job)
+    assert content(tmp_path / "cache") == content(case.whole)
+
+
 def test_a_mistake_fails_the_job_with_one_line_in_its_log(case: Case, slurm: Cluster, tmp_path: Path) -> None:
     job = slurm.submit(SCRIPT, *case.flags, "--output", tmp_path / "cache", "--sgnal", "topk", cwd=tmp_path)
     (task,) = slurm.wait(job)
@@ -142,8 +149,3 @@ def test_a_script_without_its_repository_says_what_to_set(slurm: Cluster, tmp_pa
         assert (task["JobState"], task["ExitCode"]) == ("FAILED", "2:0")
         (log,) = logs(tmp_path, job)
         assert re.fullmatch(r"error: .* set AHN_ROOT to the repository's folder\n", log), log
-
-
-def test_the_script_has_no_syntax_error() -> None:
-    """Seen also where there is no Slurm."""
-    assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True).returncode == 0

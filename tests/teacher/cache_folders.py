@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.dataset import PackedDataset
+from pipeline.data.shard_format import sample_digest
 from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_format import PositionPolicy, TeacherInfo
 from pipeline.teacher.cache_members import Compression
@@ -59,7 +60,8 @@ def make_info(
     policy = PositionPolicy("past_budget", min_budget) if min_budget else PositionPolicy("all")
     tokenizer = dataset.manifest.tokenizer_sha256
     hashes = "ab" * 32, tokenizer, dataset.fingerprint
-    return TeacherInfo("tiny teacher", "float32", *hashes, SPECS[kind], policy, compression)
+    chunk_size = 256 if kind in ("topk", "sampled") else None
+    return TeacherInfo("tiny teacher", "float32", *hashes, SPECS[kind], policy, compression, None, chunk_size)
 
 
 def make_signal(spec: SignalSpec, key: str, positions: np.ndarray) -> Signal:
@@ -108,8 +110,16 @@ def make_cache(
     info = make_info(dataset, kind, min_budget, compression)
     begin_cache(cache, info)
     write_missing(cache, dataset, info)
-    assert complete_cache(cache, dataset.manifest, {"host": "here", "seconds": 1.5})
+    assert complete_cache(cache, dataset, {"host": "here", "seconds": 1.5})
     return info
+
+
+def rekey(cache: Path, shard: str, digest_key: bytes) -> None:
+    """Gives a shard's index the digests that its samples would have in the cache with that key."""
+    index, tar = np.load(cache / f"{shard}.idx.npy"), (cache / f"{shard}.tar").read_bytes()
+    for row in index:
+        row["digest"] = sample_digest(tar[row["offset"] : row["offset"] + row["length"]], digest_key)
+    np.save(cache / f"{shard}.idx.npy", index)
 
 
 def content(folder: Path) -> dict[str, bytes]:

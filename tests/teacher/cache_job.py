@@ -26,7 +26,7 @@ def main() -> None:
     sys.stdin.readline()
     cache_folders.begin_cache(cache, info)
     written = cache_folders.write_missing(cache, dataset, info)
-    finished = cache_folders.complete_cache(cache, dataset.manifest, {"host": "here"})
+    finished = cache_folders.complete_cache(cache, dataset, {"host": "here"})
     print(json.dumps({"written": written, "finished": finished}))
 
 

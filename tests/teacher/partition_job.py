@@ -26,7 +26,7 @@ def count_weights(teacher: PartitionedTeacher) -> tuple[int, int]:
 def main() -> None:
     ranks = init_distributed()
     config = TeacherCacheConfig(model=sys.argv[1], data="", output=Path("out"), signal="hidden")
-    settings = load_partition_config(Path(sys.argv[2]), ranks.world_size)
+    settings = load_partition_config(Path(sys.argv[2]))
     teacher = PartitionedTeacher(config, ranks, LockStep(ranks), settings)
     teacher.load()
     num_weights, num_loaded = count_weights(teacher)

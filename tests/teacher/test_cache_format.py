@@ -19,7 +19,7 @@ INFO = TeacherInfo(
     *("Qwen2.5-3B", "bfloat16", "a" * 64, "b" * 64, "c" * 64),
     TopKSpec(64, 151_936),
     PositionPolicy("past_budget", 32),
-    "zstd",
+    *("zstd", None, 256),
 )
 
 
@@ -59,6 +59,10 @@ def test_every_byte_of_teacher_json_counts(tmp_path: Path) -> None:
         ({"positions": []}, "does not describe a teacher cache"),
         ({"data_sha256": "../../etc"}, "a fingerprint is not 64 hex digits"),
         ({"teacher_sha256": 7}, "a fingerprint is not 64 hex digits"),
+        ({"forward_chunk": 0}, "has forward_chunk 0, this code reads null and numbers from 1"),
+        ({"chunk_size": True}, "has chunk_size True, this code reads null"),
+        ({"extra\nline": 1}, r"does not describe a teacher cache \(.*extra\\nline"),
+        ({"format_version": "2\n"}, r"has format version '2\\n', this"),
         ({"extra": 1}, "does not describe a teacher cache .*extra"),
     ],
 )
@@ -90,6 +94,12 @@ def test_another_cache_is_refused_with_every_difference_fingerprints_first() -> 
                  "positions.policy is past_budget, not all", "positions.min_budget is 32, not 0"):  # fmt: skip
         assert part in message
     assert "teacher_name" not in message and "tokenizer" not in message
+
+
+def test_what_a_stranger_named_cannot_write_on_the_terminal() -> None:
+    other = dataclasses.replace(INFO, teacher_name="new\nline\x1b[2J")
+    with pytest.raises(DataError, match=r"teacher_name is new\\nline\\x1b\[2J, not Qwen2.5-3B"):
+        check_same(other, INFO, "CACHE")
 
 
 @given(

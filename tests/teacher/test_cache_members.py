@@ -87,7 +87,7 @@ CONTENT = zstandard.decompress(GOOD)
         (GOOD + b"x", "not one zstd frame .*1 bytes of unused data"),
         (GOOD + GOOD, "not one zstd frame .*unused data"),
         (struct.pack("<II", 0x184D2A50, 3) + b"abc", "not one zstd frame"),
-        (frame_of(CONTENT, write_content_size=False), "a zstd frame of 18446744073709551615 bytes where at most 8128"),
+        (frame_of(CONTENT, write_content_size=False), "a zstd frame that does not say its size"),
         (frame_of(CONTENT + b"x"), "a zstd frame of 8129 bytes where at most 8128 are due"),
         (frame_of(CONTENT[:-1]), "a.npy must be"),
         (frame_of(b""), "a.npy is not an .npy file"),

@@ -32,7 +32,7 @@ INT8, FLOAT32, BFLOAT16 = HiddenSpec("int8", 6), HiddenSpec("float32", 6), Hidde
 
 def make_info(compression: Compression, spec: SignalSpec) -> TeacherInfo:
     hashes = "a" * 64, "b" * 64, "c" * 64
-    return TeacherInfo("teacher", "bfloat16", *hashes, spec, PositionPolicy("all"), compression)
+    return TeacherInfo("teacher", "bfloat16", *hashes, spec, PositionPolicy("all"), compression, None, None)
 
 
 def decode(

@@ -27,7 +27,7 @@ from pipeline.teacher.cache_members import Compression, encode_member
 from pipeline.teacher.cache_samples import encode_cached_sample
 from pipeline.teacher.cache_writer import begin_cache
 from pipeline.teacher.verify import verify_cache
-from tests.teacher.cache_folders import SPECS, make_cache, make_data, make_info, make_signal, write_shard
+from tests.teacher.cache_folders import SPECS, make_cache, make_data, make_info, make_signal, rekey, write_shard
 
 SHARD = "shard-00004-000"
 
@@ -179,7 +179,7 @@ Edit = Callable[[str, np.ndarray, dict[str, np.ndarray]], Parts | bytes]
 def rewrite(cache: Path, dataset: PackedDataset, edit: Edit, info: TeacherInfo) -> None:
     """Replaces a sample of the first shard by what `edit` makes of it; every digest is as it should be."""
     listing = Listing.load(cache)
-    shard = OpenShard(cache, "shard-00000-000", "")
+    shard = OpenShard(cache, "shard-00000-000", "", info.digest_key)
     for index in range(3):
         sample = dataset[index]
         positions = info.positions.select(sample)
@@ -239,7 +239,7 @@ def _reordered(key: str, positions: np.ndarray, members: dict) -> Parts:
         ("topk", _without_last, r"sample 1 lacks position \d+; its 7 positions are not the 8 that the data has"),
         ("topk", _shifted, r"sample 1 (lacks|holds) position \d+; its 8 positions are not the 8"),
         ("topk", _other_key, "sample 1 has key 00000-000009, the data's sample 1 has 00000-000001"),
-        ("topk", _extra_member, "not a sample of a teacher cache .its members are"),
+        ("topk", _extra_member, r"a sample of \d+ bytes at byte \d+, where 8 positions take at most \d+"),
         ("topk", _reordered, "not a sample of a teacher cache .its members are"),
         ("topk", _changed("log_probs.npy", lambda a: a + np.float16(1)), "no topk signal .log_probs.npy and tail.npy"),
         ("topk", _changed("log_probs.npy", lambda a: a[:, ::-1].copy()), "no topk signal .log_probs.npy does not desc"),
@@ -293,7 +293,7 @@ def _wrapped(wrap: Wrap, compression: Compression = "zstd") -> Edit:
         (lambda frame: frame[:-1], "positions.npy is not one zstd frame"),
         (lambda frame: frame + frame, "positions.npy is not one zstd frame"),
         (lambda frame: frame + bytes(3), "positions.npy is not one zstd frame"),
-        (lambda frame: zstandard.compress(bytes(1 << 28)), "positions.npy: a zstd frame of 268435456 bytes where at"),
+        (lambda frame: zstandard.compress(bytes(1 << 20)), "positions.npy: a zstd frame of 1048576 bytes where at"),
         (zstandard.decompress, "positions.npy is not one zstd frame"),
     ],
 )
@@ -381,11 +381,18 @@ def test_a_listing_that_is_none_is_refused_though_its_mark_fits(cache: Path, raw
 
 
 def test_settings_that_do_not_match_the_positions(dataset: PackedDataset, cache: Path) -> None:
-    """A teacher.json that claims more than the shards hold, and a listing that was made for it."""
-    (cache / "teacher.json").write_bytes(make_info(dataset, "topk").to_bytes())
-    listing = Listing.load(cache)
-    teacher = hashlib.sha256((cache / "teacher.json").read_bytes()).hexdigest()
-    relist(cache, dataclasses.replace(listing, teacher_sha256=teacher))
+    """A teacher.json that claims more than the shards hold, and a listing and digests that were made for it."""
+    listing, info = Listing.load(cache), make_info(dataset, "topk")
+    info.save(cache)
+    relist(cache, dataclasses.replace(listing, teacher_sha256=info.digest_key.hex()))
+    with pytest.raises(DataError, match="sample 0 is damaged or of another cache"):
+        verify_cache(cache)
+    shards = []
+    for entry in listing.shards:
+        rekey(cache, entry.name, info.digest_key)
+        index_sha256 = hashlib.sha256((cache / entry.index_name).read_bytes()).hexdigest()
+        shards.append(dataclasses.replace(entry, index_sha256=index_sha256))
+    relist(cache, Listing(info.digest_key.hex(), shards))
     verify_cache(cache)
     with pytest.raises(DataError, match=r"sample 0 lacks position 0; .* under the policy all"):
         verify_cache(cache, dataset)
@@ -411,7 +418,7 @@ def test_a_sampled_check_says_what_it_covered_and_spreads(
         raw[int(row["offset"]) + 700] ^= 1
     (cache / "shard-00000-000.tar").write_bytes(raw)
     for seed in range(5):  # the first of eight equal stretches holds damaged samples only
-        with pytest.raises(DataError, match=r"shard-00000-000.tar: sample \d does not match its digest"):
+        with pytest.raises(DataError, match=r"shard-00000-000.tar: sample \d is damaged or of another cache"):
             verify_cache(cache, None, 8, seed)
 
 

@@ -1,10 +1,12 @@
 """A cache is written in any order, by any number of processes, through any number of deaths, with the same bytes."""
 
+import dataclasses
 import errno
 import fcntl
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import zstandard
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError
-from pipeline.teacher import cache_writer
+from pipeline.teacher import cache_receipts
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_claims import Claim, claim, claimed_shards
 from pipeline.teacher.cache_format import WORK_FOLDER
@@ -63,11 +65,11 @@ def test_shards_in_any_order_make_the_same_folder(
     random.Random(3).shuffle(numbers)
     for done, number in enumerate(numbers):
         assert len(missing_shards(tmp_path / "cache", dataset.manifest)) == 7 - done
-        assert not complete_cache(tmp_path / "cache", dataset.manifest)
+        assert not complete_cache(tmp_path / "cache", dataset)
         write_shard(tmp_path / "cache", dataset, info, number)
-    assert complete_cache(tmp_path / "cache", dataset.manifest)
+    assert complete_cache(tmp_path / "cache", dataset)
     assert content(tmp_path / "cache") == whole
-    assert complete_cache(tmp_path / "cache", dataset.manifest, {"host": "another"})
+    assert complete_cache(tmp_path / "cache", dataset, {"host": "another"})
     assert content(tmp_path / "cache") == whole and b"another" not in (tmp_path / "cache/run.json").read_bytes()
 
 
@@ -128,7 +130,7 @@ def test_a_finished_cache_is_open_again_when_a_shard_is_deleted(dataset: PackedD
     (cache / manifest.shards[1].tar_name).unlink()
     assert write_missing(cache, dataset, info) == []  # the mark says that nothing is to be done
     reopen_cache(cache, manifest)
-    assert write_missing(cache, dataset, info) == [1] and complete_cache(cache, manifest) and content(cache) == before
+    assert write_missing(cache, dataset, info) == [1] and complete_cache(cache, dataset) and content(cache) == before
 
 
 def test_a_cache_of_other_data_is_not_finished(dataset: PackedDataset, tmp_path: Path) -> None:
@@ -138,8 +140,8 @@ def test_a_cache_of_other_data_is_not_finished(dataset: PackedDataset, tmp_path:
     path = tmp_path / "cache" / "shard-00004-003"  # one sample, in the place of one with three
     for suffix in (".tar", ".idx.npy"):
         path.with_name("shard-00000-001" + suffix).write_bytes(path.with_name(path.name + suffix).read_bytes())
-    with pytest.raises(DataError, match="shard-00000-001 has 1 samples, the data's 3"):
-        complete_cache(tmp_path / "cache", dataset.manifest)
+    with pytest.raises(DataError, match=r"shard-00000-001.idx.npy has 1 samples, 3 are due"):
+        complete_cache(tmp_path / "cache", dataset)
 
 
 def test_a_claim_is_held_by_one_and_free_when_it_ends(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_without_locks_each_rank_has_its_own_shards(
             done.append(dataset.manifest.shards.index(entry))
             assert done[-1] % 3 == rank
             write_shard(tmp_path / "cache", dataset, info, done[-1])
-    assert sorted(done) == list(range(7)) and complete_cache(tmp_path / "cache", dataset.manifest)
+    assert sorted(done) == list(range(7)) and complete_cache(tmp_path / "cache", dataset)
     assert content(tmp_path / "cache") == whole
 
 
@@ -237,13 +239,74 @@ def test_digests_come_from_receipts_or_from_the_files(
     info, cache, read = make_info(dataset), tmp_path / "cache", []
     begin_cache(cache, info)
     write_missing(cache, dataset, info)
-    (cache / WORK_FOLDER / "shard-00000-002.json").unlink()
-    receipts = cache / WORK_FOLDER / "shard-00004-000.json", cache / WORK_FOLDER / "shard-00004-001.json"
-    receipts[0].write_bytes(receipts[1].read_bytes().replace(b"shard-00004-001", b"shard-00004-000"))
-    original = cache_writer.with_content
-    monkeypatch.setattr(cache_writer, "with_content", lambda f, e: read.append(e.name) or original(f, e))
-    assert complete_cache(cache, dataset.manifest)
-    assert read == ["shard-00000-002", "shard-00004-000"] and content(cache) == whole
+    receipts = {path.stem: path for path in (cache / WORK_FOLDER).glob("shard-*.json")}
+    original = receipts["shard-00004-001"].read_bytes()
+    receipts["shard-00000-002"].unlink()
+    receipts["shard-00004-000"].write_bytes(original.replace(b"shard-00004-001", b"shard-00004-000"))
+    damaged = {
+        "00000-000": b'{"na',
+        "00000-001": b"[]",
+        "00004-001": original.replace(info.digest_key.hex().encode(), b""),
+    }
+    for name, content_ in damaged.items():
+        receipts[f"shard-{name}"].write_bytes(content_)
+    read_shard = cache_receipts.read_shard
+    monkeypatch.setattr(cache_receipts, "read_shard", lambda *given: read.append(given[-1]) or read_shard(*given))
+    assert complete_cache(cache, dataset)
+    assert read == [0, 1, 2, 3, 4] and content(cache) == whole
+
+
+def copy_shard(source: Path, name: str, target: Path, new_name: str) -> None:
+    for suffix in (".tar", ".idx.npy"):
+        (target / f"{new_name}{suffix}").write_bytes((source / f"{name}{suffix}").read_bytes())
+
+
+@pytest.mark.parametrize("with_receipt", [False, True])
+def test_a_shard_of_another_teachers_cache_is_neither_read_nor_completed(
+    dataset: PackedDataset, tmp_path: Path, with_receipt: bool
+) -> None:
+    caches, name = (tmp_path / "cache", tmp_path / "other"), "shard-00000-001"
+    infos = make_info(dataset), dataclasses.replace(make_info(dataset), teacher_sha256="cd" * 32)
+    for cache, info in zip(caches, infos, strict=True):
+        begin_cache(cache, info)
+        write_missing(cache, dataset, info)
+    copy_shard(caches[1], name, caches[0], name)
+    if with_receipt:
+        shutil.copy(caches[1] / WORK_FOLDER / f"{name}.json", caches[0] / WORK_FOLDER)
+    with pytest.raises(DataError, match=rf"{name}.tar: sample 0 is damaged or of another cache: .*run launchers"):
+        complete_cache(caches[0], dataset)
+    with pytest.raises(DataError, match=rf"{name}.tar: sample 1 of the shard .* is damaged or of another cache"):
+        TeacherCache(caches[0], dataset).read(4, dataset[4].key, np.array([3]))
+
+
+def test_swapped_shards_are_neither_read_nor_completed(dataset: PackedDataset, tmp_path: Path) -> None:
+    cache, info = tmp_path / "cache", make_info(dataset)
+    begin_cache(cache, info)
+    write_missing(cache, dataset, info)
+    one, other = "shard-00000-000", "shard-00000-001"
+    copy_shard(cache, one, tmp_path, "spare")
+    copy_shard(cache, other, cache, one)
+    copy_shard(tmp_path, "spare", cache, other)
+    with pytest.raises(DataError, match=rf"{one}.tar: sample 0 holds the signal of the sample 00000-000003, the data"):
+        complete_cache(cache, dataset)
+    message = rf"{one}.tar: sample 1 of .* holds the signal of the sample 00000-000004, the data has 00000-000001 there"
+    with pytest.raises(DataError, match=message):
+        TeacherCache(cache, dataset).read(1, dataset[1].key, np.array([3]))
+
+
+def test_a_shard_of_other_positions_is_not_completed(dataset: PackedDataset, tmp_path: Path) -> None:
+    """Its digests are right: as if another budget had been used under the same teacher.json."""
+    cache, info = tmp_path / "cache", make_info(dataset)
+    begin_cache(cache, info)
+    write_missing(cache, dataset, info)
+    entry = dataset.manifest.shards[0]
+    with CacheShardWriter(cache, entry) as writer:
+        for index in range(entry.num_samples):
+            positions = info.positions.select(dataset[index])[1:]
+            writer.write(dataset[index].key, positions, make_signal(info.signal, dataset[index].key, positions))
+    (cache / WORK_FOLDER / f"{entry.name}.json").unlink()
+    with pytest.raises(DataError, match=r"sample 0 has other positions than the data under the policy all"):
+        complete_cache(cache, dataset)
 
 
 def run_job(dataset: PackedDataset, cache: Path, *kill: object) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """The offline teacher gives what the on-the-fly teacher gives, at the positions asked for, in the bytes foretold."""
 
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -25,6 +26,7 @@ from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.model.loading import load_base
 from pipeline.teacher.cache import TeacherCache
+from pipeline.teacher.cache_format import TeacherInfo
 from pipeline.teacher.capture import read_ahead, run_capture
 from pipeline.teacher.capture_plan import CapturePlan, plan_capture
 from pipeline.teacher.capture_size import check_space, count_cache, describe_plan, free_bytes, most_bytes
@@ -80,7 +82,7 @@ def test_hidden_states_are_those_of_the_teacher_on_the_fly_to_the_last_bit(input
     due = on_the_fly(inputs / "teacher", getattr(torch, dtype), made.dataset)
     assert len(due) >= 12
     for index, batch, hidden in due:
-        found = torch.from_numpy(cache.read(index, batch.positions.numpy()).decode())
+        found = torch.from_numpy(cache.read(index, batch.samples[0].sample.key, batch.positions.numpy()).decode())
         assert hidden.std() > 0.5 and torch.equal(found.to(hidden.dtype), hidden)
 
 
@@ -105,7 +107,7 @@ def test_other_signals_are_extracted_from_these_hidden_states(inputs, tmp_path, 
         if len(positions) != len(made.positions.select(made.dataset[index])):
             continue  # another window: other chunks
         due = extract_signal(made.signal, hidden, head, made.dataset[index].key, positions, 16)
-        found = cache.read(index, positions).to_members()
+        found = cache.read(index, batch.samples[0].sample.key, positions).to_members()
         assert all(np.array_equal(array, found[name]) for name, array in due.to_members().items())
         num_compared += 1
     assert num_compared >= 6
@@ -155,7 +157,8 @@ def test_the_size_is_foretold_to_the_byte(inputs, tmp_path, name) -> None:
     outcome = run_capture(made, 0, 1, 0)
     cache, signal_bytes = TeacherCache(tmp_path / "cache", made.dataset), 0
     for index in range(len(made.dataset)):
-        members = cache.read(index, made.positions.select(made.dataset[index])).to_members()
+        sample = made.dataset[index]
+        members = cache.read(index, sample.key, made.positions.select(sample)).to_members()
         signal_bytes += sum(array.nbytes for array in members.values())
     found = sum(path.stat().st_size for path in (tmp_path / "cache").glob("shard-*"))
     assert outcome.num_positions == size.num_positions
@@ -195,6 +198,54 @@ def test_another_precision_or_teacher_is_another_cache(inputs, tmp_path) -> None
     with pytest.raises(DataError, match="is another cache: teacher_sha256 is"):
         run_capture(plan(inputs, tmp_path / "cache", *flags, model=other), 0, 1, 0)
     assert content(tmp_path / "cache") == before
+
+
+def test_a_teacher_with_a_few_other_bytes_is_another_one_and_named_with_the_rest(inputs, tmp_path) -> None:
+    """Before torch is needed: by the plan. A dry run does not read the weights."""
+    capture(inputs, tmp_path / "cache", "--signal=hidden")
+    other = shutil.copytree(inputs / "teacher", tmp_path / "teacher")
+    raw = bytearray((other / "model.safetensors").read_bytes())
+    raw[-100] ^= 1
+    (other / "model.safetensors").write_bytes(raw)
+    with pytest.raises(DataError, match=r"is another cache: teacher_sha256 is \w{64}, not \w{64}; signal.dtype is"):
+        plan(inputs, tmp_path / "cache", "--signal=hidden", "--dtype=int8", model=other)
+    plan(inputs, tmp_path / "cache", "--signal=hidden", "--dry_run=true", model=other)
+
+
+def test_other_chunks_are_another_cache(inputs, tmp_path) -> None:
+    topk, hidden = "--signal=topk", "--signal=hidden"
+    made, _ = capture(inputs, tmp_path / "topk", topk, "--chunk_size=16")
+    assert (made.describe_cache("").chunk_size, made.describe_cache("").forward_chunk) == (16, None)
+    for flags, message in (
+        (["--chunk_size=17"], "chunk_size is 16, not 17"),
+        ([], "chunk_size is 16, not 256"),
+        (["--forward_chunk=9"], "forward_chunk is None, not 9"),
+    ):
+        with pytest.raises(DataError, match=message):
+            plan(inputs, tmp_path / "topk", topk, *flags)
+    capture(inputs, tmp_path / "hidden", hidden, "--forward_chunk=9")
+    with pytest.raises(DataError, match="forward_chunk is 9, not None; name another folder"):
+        plan(inputs, tmp_path / "hidden", hidden)
+    assert plan(inputs, tmp_path / "hidden", hidden, "--forward_chunk=9").describe_cache("").chunk_size is None
+
+
+def test_a_folder_that_may_not_be_written_is_named_however_it_is_spelled(inputs, tmp_path, monkeypatch) -> None:
+    (tmp_path / "cache").mkdir()
+    monkeypatch.chdir(tmp_path / "cache")
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for output in (".", "../cache", str(tmp_path / "cache")):
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.teacher.cache_format.write_file", refuse)
+            with pytest.raises(UserError, match="cannot be written: Permission denied; mend that"):
+                run_capture(plan(inputs, output, "--signal=hidden"), 0, 1, 0)
+    outside = PermissionError(errno.EACCES, "Permission denied", "/elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherInfo, "save", lambda *_: (_ for _ in ()).throw(outside))
+        with pytest.raises(PermissionError):
+            run_capture(plan(inputs, ".", "--signal=hidden"), 0, 1, 0)
 
 
 def test_the_next_sample_is_read_meanwhile_and_an_error_comes_in_its_place() -> None:

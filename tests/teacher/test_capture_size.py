@@ -48,8 +48,9 @@ def test_compressed_by_default_and_within_the_bound(inputs: Path, tmp_path: Path
     assert compressed <= whole <= bound.file_bytes
     caches = [TeacherCache(c.config.output, c.dataset) for c in (made, plain)]
     for index in range(len(made.dataset)):
-        positions = made.positions.select(made.dataset[index])
-        one, other = (cache.read(index, positions).to_members() for cache in caches)
+        sample = made.dataset[index]
+        positions = made.positions.select(sample)
+        one, other = (cache.read(index, sample.key, positions).to_members() for cache in caches)
         assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in other.items()}
 
 

@@ -88,6 +88,23 @@ def test_the_stream_of_draws_never_changes():
     assert np.array_equal(longer[2], draws[1])
 
 
+@pytest.mark.parametrize("num_draws", [1, 6, 50])
+def test_draws_of_positions_far_apart_are_those_of_the_whole_stream(num_draws):
+    spec, largest = SampledSpec(num_draws, 7, 100), 3000
+    whole = uniform_draws(spec, "key", np.arange(largest))
+    rng = np.random.default_rng(num_draws)
+    for share in (0.001, 0.3, 0.9):
+        positions = np.flatnonzero(rng.random(largest) < share).astype(np.int32)
+        assert np.array_equal(uniform_draws(spec, "key", positions), whole[positions])
+        mixed = rng.permutation(positions)
+        assert np.array_equal(uniform_draws(spec, "key", mixed), whole[mixed])
+
+
+def test_positions_between_those_that_are_drawn_cost_nothing():
+    positions = np.array([0, 2**31 - 1])  # all between them would take 17 TB
+    assert uniform_draws(SampledSpec(1000, 7, 100), "key", positions).shape == (2, 1000)
+
+
 def test_draws_follow_the_teachers_distribution():
     hidden, head = draw(1, 100)
     p = F.softmax(hidden @ head.T, -1)[0].numpy()

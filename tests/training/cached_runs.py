@@ -1,8 +1,10 @@
-"""Runs as one of two ranks: several training runs one after another in one process, for test_cached_teacher.py.
+"""Runs as one of two ranks: several training runs one after another in one process, for
+test_cached_teacher.py and test_topologies.py.
 
 RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python cached_runs.py RUNS.json
 
-RUNS.json is a list of [arguments of train.py, step to stop after or null]; each leaves its run folder.
+RUNS.json is a list of [arguments of train.py, step to stop after or null]; each leaves its run folder. All have the
+same --sequence_parallel_size.
 """
 
 import json
@@ -28,10 +30,13 @@ class StopAfter(StopFlag):
 
 
 def main() -> None:
-    ranks = init_distributed()
-    for arguments, stop_after in json.loads(Path(sys.argv[1]).read_text()):
+    runs = [
+        (parse_cli(TrainRunConfig, arguments), stop) for arguments, stop in json.loads(Path(sys.argv[1]).read_text())
+    ]
+    ranks = init_distributed(runs[0][0].sequence_parallel_size)
+    for config, stop_after in runs:
         stop = StopAfter(stop_after)
-        stop.trainer = Trainer(preflight(parse_cli(TrainRunConfig, arguments)), stop, ranks)
+        stop.trainer = Trainer(preflight(config), stop, ranks)
         stop.trainer.run()
     leave_distributed()
 

@@ -22,10 +22,8 @@ MAX_STEPS, SWITCH = 20, 9
 CACHES = {  # name: (model, base_dtype, flags)
     "fp32": ("teacher", "float32", ["--signal=hidden", "--dtype=float32"]),
     "fp32_in_bf16": ("teacher", "float32", ["--signal=hidden", "--dtype=bfloat16"]),
-    "int8": ("teacher", "float32", ["--signal=hidden", "--dtype=int8"]),
     "bf16": ("teacher", "bfloat16", ["--signal=hidden", "--dtype=bfloat16", "--min_budget=12"]),
     "topk_all": ("teacher", "float32", ["--signal=topk", "--k=97"]),
-    "sampled": ("teacher", "float32", ["--signal=sampled", "--num_draws=3000"]),
     "big": ("big_teacher", "float32", ["--signal=hidden", "--dtype=float32"]),
     "big_topk": ("big_teacher", "float32", ["--signal=topk", "--k=20000"]),
 }
@@ -39,9 +37,7 @@ RUNS = {  # name: (cache or None, flags); a second entry goes on where the first
     "online, then cached": [(None, []), ("fp32", [])],
     "cached, then online": [("fp32", ["--train.loader_workers=1"]), (None, [])],
     "fp32_in_bf16": [("fp32_in_bf16", [])],
-    "int8": [("int8", [])],
     "topk_all": [("topk_all", [])],
-    "sampled": [("sampled", [])],
     "online bf16": [(None, [BF16])],
     "bf16": [("bf16", [BF16])],
     "online big": [(None, [SHORT])],
@@ -123,9 +119,7 @@ def losses(rows: list[dict]) -> list[float]:
         ("online, then cached", "online", 1e-5),
         ("cached, then online", "online", 1e-5),
         ("fp32_in_bf16", "online", 5e-3),
-        ("int8", "online", 5e-2),
         ("topk_all", "online", 5e-3),  # log-probabilities in float16
-        ("sampled", "online", 5e-2),
         # The same signals, but the prefixes go through the base in a row of their own, which rounds otherwise.
         ("bf16", "online bf16", 5e-3),
         ("big", "online big", 1e-5),

@@ -1,12 +1,17 @@
+import contextlib
 import os
+import resource
 import signal
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.checkpoint import load_state, load_tensors, save_checkpoint
+from pipeline.training.checkpoint import find_checkpoint, load_state, load_tensors, save_checkpoint
 from pipeline.training.run_folder import RunFolder, TrainState
+from pipeline.training.saver import Saver
 
 
 def tensors(step):
@@ -28,7 +33,7 @@ def folder(tmp_path):
 
 
 def assert_whole(folder, steps):
-    checkpoint = folder.latest_checkpoint()
+    checkpoint, _ = find_checkpoint(folder)
     state = load_state(checkpoint)
     assert state.step in steps and state.consumed_samples == 4 * state.step
     weights, moments = load_tensors(checkpoint)
@@ -39,7 +44,7 @@ def assert_whole(folder, steps):
 
 
 def test_what_was_saved_is_loaded_and_only_the_newest_stay(folder):
-    assert folder.latest_checkpoint() is None and load_state(None) == TrainState(0, 0, 0)
+    assert find_checkpoint(folder) == (None, []) and load_state(None) == TrainState(0, 0, 0)
     for step in (2, 4, 6):
         save(folder, step)
     assert_whole(folder, {6})
@@ -99,15 +104,87 @@ def test_saving_a_step_again_that_a_crash_left_unnamed_replaces_it(folder):
     assert_whole(folder, {2})
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-1] + b"x"), lambda p: p.unlink()])
-def test_damaged_tensors_are_refused_by_name(folder, damage):
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+DAMAGES = {
+    "tensors-gone": ("tensors.safetensors", Path.unlink, "is missing tensors.safetensors"),
+    "tensors-short": ("tensors.safetensors", truncate, "has a damaged tensors.safetensors"),
+    "tensors-other": ("tensors.safetensors", flip, "has a damaged tensors.safetensors"),
+    "state-gone": ("state.json", Path.unlink, "is missing state.json"),
+    "state-short": ("state.json", truncate, "has a damaged state.json"),
+    "state-null": ("state.json", lambda path: path.write_text("null"), "has a damaged state.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_torn_checkpoint_is_named_and_the_newest_whole_one_taken(folder, damage):
+    for step in (1, 2, 3):
+        save(folder, step, keep=3)
+    name, spoil, expected = DAMAGES[damage]
+    spoil(folder.checkpoints / "step-0000003" / name)
+    checkpoint, torn = find_checkpoint(folder)
+    assert checkpoint.name == "step-0000002"
+    assert len(torn) == 1 and torn[0].startswith(f"step-0000003 {expected}")
+    for step in (1, 2):
+        spoil(folder.checkpoints / f"step-{step:07d}" / name)
+    with pytest.raises(UserError, match=rf"no whole checkpoint: step-0000003 {expected}.*step-0000001"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("pointer", ["step-0000009", "", "\0"])
+def test_latest_that_names_nothing_is_passed_over(folder, pointer):
     save(folder, 3)
-    damage(folder.checkpoints / "step-0000003" / "tensors.safetensors")
-    with pytest.raises(UserError, match=r"step-0000003/tensors\.safetensors is damaged"):
-        load_tensors(folder.latest_checkpoint())
+    (folder.checkpoints / "latest").write_text(pointer)
+    assert_whole(folder, {3})
+    assert len(find_checkpoint(folder)[1]) == 1
 
 
-def test_latest_naming_a_missing_folder_is_refused(folder):
-    (folder.checkpoints / "latest").write_text("step-0000009")
-    with pytest.raises(UserError, match="names step-0000009, which is missing"):
-        folder.latest_checkpoint()
+def test_latest_can_send_a_run_back_and_what_came_after_goes_with_its_next_save(folder):
+    for step in (2, 4, 6):
+        save(folder, step, keep=3)
+    (folder.checkpoints / "latest").write_text("step-0000002")
+    assert_whole(folder, {2})
+    save(folder, 3)
+    assert_whole(folder, {3})
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["latest", "step-0000002", "step-0000003"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_no_rest(folder):
+    save(folder, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (folder.checkpoints / "step-0000001" / "tensors.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(folder, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_whole(folder, {1})
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["latest", "step-0000001"]
+    save(folder, 2)
+    assert_whole(folder, {2})
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_an_error_of_a_save_is_kept_and_nothing_is_written_after_it(in_background, tmp_path):
+    with contextlib.closing(Saver(in_background)) as saver:
+        saver.save(lambda: (tmp_path / "nowhere" / "file").write_text("x"), "the first")
+        assert "cannot write the first: " in str(saver.wait())
+        saver.save(lambda: (tmp_path / "file").write_text("x"), "the second")
+        assert "cannot write the first: " in str(saver.error())
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_background_save_leaves_its_caller_free_and_comes_to_its_end(tmp_path):
+    go_on = threading.Event()
+    with contextlib.closing(Saver(in_background=True)) as saver:
+        saver.save(lambda: go_on.wait(20) and (tmp_path / "file").write_text("x"), "a file")
+        assert saver.error() is None and not (tmp_path / "file").exists()
+        go_on.set()
+    assert (tmp_path / "file").read_text() == "x" and saver.wait() is None

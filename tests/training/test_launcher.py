@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from pipeline.data.loader import PackedDataset, SampleStream
 from pipeline.metrics.logger import read_metrics
 from pipeline.model.loading import load_model
+from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.run_folder import RunFolder
 from tests.distributed.processes import (
-    REPOSITORY,
     TRAIN,
-    Finished,
     deepspeed_command,
     environment,
     kill_group,
@@ -28,62 +27,19 @@ from tests.distributed.processes import (
     started,
 )
 from tests.drill import record
+from tests.training.launched_runs import (
+    GLOBAL_BATCH,
+    LONG,
+    MAX_STEPS,
+    SHORT,
+    arguments,
+    assert_one_line,
+    mathematics,
+    wait_for_step,
+)
 from tests.training.synthetic import make_data, make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
-LONG, SHORT = [48], [12, 20, 16]  # SHORT documents fit into every budget: nothing of them is supervised
-MAX_STEPS, GLOBAL_BATCH, SAVE_EVERY = 30, 4, 7
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("launcher")
-    make_data(root / "data", make_model(root / "model"), [LONG, SHORT, SHORT, [40, 8], SHORT, SHORT] * 4, seq_len=48)
-    recipe = {
-        "window": {"budgets": [20, 24], "sinks": [0, 2, 4], "inference_sinks": 2, "inference_window": 14},
-        "train": {
-            "max_steps": MAX_STEPS,
-            "global_batch_size": GLOBAL_BATCH,
-            "learning_rate": 0.01,
-            "save_every": SAVE_EVERY,
-            "base_dtype": "float32",
-            "loss_chunk_size": 16,
-        },
-    }
-    (root / "recipe.yaml").write_text(json.dumps(recipe))
-    return root
-
-
-def arguments(inputs: Path, output: Path, *flags: str, zero: str = "zero2", **replaced: Path) -> list[object]:
-    named = {"model": inputs / "model", "data": inputs / "data", "output": output, **replaced}
-    pairs = [text for name, value in named.items() for text in (f"--{name}", value)]
-    config = ["--config", inputs / "recipe.yaml", "--ds_config", REPOSITORY / "ds_configs" / f"{zero}.json"]
-    return [*config, *pairs, *flags]
-
-
-def mathematics(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl without what depends on the machine."""
-    return [
-        {key: value for key, value in row.items() if not key.startswith(("perf/", "mem/"))}
-        for row in read_metrics(folder / "metrics.jsonl")
-    ]
-
-
-def assert_one_line(finished: Finished, *parts: str) -> None:
-    assert finished.returncode == 2, finished.output[-2000:]
-    lines = [line for line in finished.output.splitlines() if line.startswith("error")]
-    assert len(lines) == 1 and "Traceback" not in finished.output, finished.output[-2000:]
-    for part in parts:
-        assert part in lines[0], lines[0]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(inputs, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    command = deepspeed_command(2, arguments(inputs, folder / "run"))
-    finished = run(command, folder / "log", cwd=folder)
-    assert finished.returncode == 0, finished.output[-3000:]
-    return folder / "run"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_a_run_leaves_metrics_checkpoints_adapter_and_report(uninterrupted, inputs):
@@ -117,12 +73,6 @@ def test_steps_without_any_position_are_skipped_and_counted(uninterrupted, input
     assert state["skipped_steps"] == idle
 
 
-def wait_for_step(folder: Path, step: int, deadline: float) -> None:
-    while len(read_metrics(folder / "metrics.jsonl")) < step:
-        assert time.monotonic() < deadline, "the run did not get there"
-        time.sleep(0.005)
-
-
 def test_killed_at_any_time_and_started_again_it_is_the_same_run(uninterrupted, inputs, tmp_path):
     """SIGKILL to the launcher and all ranks: before the first checkpoint, then between two; then to the end."""
     output = tmp_path / "run"
@@ -130,7 +80,7 @@ def test_killed_at_any_time_and_started_again_it_is_the_same_run(uninterrupted, 
         with started(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log", environment()) as process:
             wait_for_step(output, step, time.monotonic() + 60)
             kill_group(process)
-        assert RunFolder(output).latest_checkpoint() is None or step == 17
+        assert find_checkpoint(RunFolder(output))[0] is None or step == 17
         assert len(read_metrics(output / "metrics.jsonl")) < MAX_STEPS
     finished = run(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log")
     assert finished.returncode == 0, finished.output[-3000:]
@@ -183,7 +133,7 @@ def test_a_stop_signal_to_one_rank_saves_and_ends_all_and_another_topology_goes_
 
     stopped = run_ranks(TRAIN, arguments(inputs, output), tmp_path, meanwhile=stop_first_rank)
     assert [f.returncode for f in stopped] == [85, 85], stopped[0].output[-2000:]
-    saved = json.loads((RunFolder(output).latest_checkpoint() / "state.json").read_text())["step"]
+    saved = json.loads((find_checkpoint(RunFolder(output))[0] / "state.json").read_text())["step"]
     assert saved == len(read_metrics(output / "metrics.jsonl")) >= 9
     alone = [sys.executable, TRAIN, *arguments(inputs, output, zero="zero3")]
     finished = run(alone, tmp_path / "log")
@@ -219,7 +169,7 @@ def test_a_nan_loss_stops_all_ranks_with_step_samples_and_the_state_before(input
     report = json.loads((output / "failed_step.json").read_text())
     assert report["step"] == step and report["failed_ranks"] == [rank]
     assert key in [sample["key"] for sample in report["samples_by_rank"][rank]]
-    checkpoint = RunFolder(output).latest_checkpoint()
+    checkpoint = find_checkpoint(RunFolder(output))[0]
     assert json.loads((checkpoint / "state.json").read_text())["step"] == step - 1
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "tensors.safetensors").values())
 

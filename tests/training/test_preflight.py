@@ -1,11 +1,11 @@
 """Bad input that is refused before torch is imported, each with one line that names it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.config import TrainRunConfig, parse_cli
@@ -14,10 +14,11 @@ from pipeline.errors import UserError
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_format import PositionPolicy, TeacherInfo
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache
-from pipeline.teacher.signals import HiddenSignal, HiddenSpec
+from pipeline.teacher.signals import HiddenSpec, TopKSpec
 from pipeline.training.cached_teacher import CachedTeacher, check_teacher
 from pipeline.training.preflight import preflight
 from pipeline.training.run_folder import RunFolder, check_base_fingerprint, claim_run_folder
+from tests.teacher.cache_folders import make_signal
 from tests.training.synthetic import make_data, make_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,6 +90,26 @@ def test_batch_that_does_not_divide(inputs, tmp_path, monkeypatch):
     assert "--train.global_batch_size 4 is not a multiple of --train.micro_batch_size 1 x 3" in message
 
 
+def test_ranks_that_share_a_sample_by_heads_are_limited_by_them_and_by_tokens_are_not(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    flags = "--sequence_parallel_size=3", "--train.loss=ce"
+    assert "--sequence_parallel_size 3: the model's" in refused(inputs, tmp_path / "run", *flags)
+    check(inputs, tmp_path / "run", *flags, "--sequence_parallel_mode=halo")
+
+
+def test_halo_mode_does_not_run_the_teacher(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    flags = "--sequence_parallel_size=2", "--sequence_parallel_mode=halo"
+    message = refused(inputs, tmp_path / "run", *flags)
+    assert "--sequence_parallel_mode halo cannot run the teacher in training, as no --teacher_cache asks" in message
+    make_cache(inputs, tmp_path / "cache")
+    cached = f"--teacher_cache={tmp_path / 'cache'}"
+    check(inputs, tmp_path / "run", *flags, cached)
+    assert "as --teacher_fallback online asks" in refused(
+        inputs, tmp_path / "run", *flags, cached, "--teacher_fallback=online"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -146,7 +167,7 @@ def claim(inputs: Path, output: Path, *flags: str, fingerprint: str | None = Non
 
 
 def make_cache(inputs: Path, cache: Path, **changes: object) -> None:
-    """A teacher cache without signals for any of the data's two samples, as far as preflight looks."""
+    """A teacher cache of the data's two samples with made-up signals."""
     dataset = PackedDataset(inputs / "data")
     facts = {
         "teacher_name": "model",
@@ -156,6 +177,8 @@ def make_cache(inputs: Path, cache: Path, **changes: object) -> None:
         "data_sha256": dataset.fingerprint,
         "signal": HiddenSpec("bfloat16", 32),
         "compression": "none",
+        "forward_chunk": None,
+        "chunk_size": None,
         "positions": PositionPolicy("past_budget", 8),
     }
     info = TeacherInfo(**facts | changes)
@@ -164,9 +187,8 @@ def make_cache(inputs: Path, cache: Path, **changes: object) -> None:
         with CacheShardWriter(cache, entry) as writer:
             for index in range(entry.num_samples):
                 positions = info.positions.select(dataset[index])
-                zeros = np.zeros((len(positions), 32), np.float32)
-                writer.write(dataset[index].key, positions, HiddenSignal.encode(info.signal, zeros))
-    assert complete_cache(cache, dataset.manifest)
+                writer.write(dataset[index].key, positions, make_signal(info.signal, dataset[index].key, positions))
+    assert complete_cache(cache, dataset)
 
 
 def test_a_teacher_cache_that_serves_the_run_passes(inputs, tmp_path):
@@ -211,15 +233,34 @@ def test_a_teacher_cache_without_use(inputs, tmp_path):
     assert "--teacher_cache" in message and "--train.loss ce needs no teacher" in message
 
 
+def test_a_teacher_cache_of_a_model_of_other_sizes(inputs, tmp_path):
+    make_cache(inputs, tmp_path / "hidden", signal=HiddenSpec("bfloat16", 16))
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'hidden'}")
+    assert f"has signals with hidden_size 16, --model {inputs / 'model'} has 32" in message
+    for vocab_size in (50, 200):
+        cache = tmp_path / f"topk {vocab_size}"
+        make_cache(inputs, cache, signal=TopKSpec(2, vocab_size))
+        message = refused(inputs, tmp_path / "run", f"--teacher_cache={cache}")
+        assert f"has signals with vocab_size {vocab_size}, --model {inputs / 'model'} has 97" in message
+
+
+def test_a_teacher_cache_behind_a_url_and_a_fallback_without_a_cache(inputs, tmp_path):
+    message = refused(inputs, tmp_path / "run", "--teacher_cache=s3://bucket/cache")
+    assert "--teacher_cache s3:/bucket/cache: a teacher cache is read from a file system, not from a URL" in message
+    message = refused(inputs, tmp_path / "run", "--teacher_fallback=online")
+    assert "--teacher_fallback online: goes with --teacher_cache, which is not given" in message
+
+
 def test_a_teacher_cache_of_another_teacher_shows_both(inputs, tmp_path):
     make_cache(inputs, tmp_path / "cache")
     arguments = [f"--model={inputs / 'model'}", "--data=d", "--ds_config=d", "--output=o"]
     config = parse_cli(TrainRunConfig, [*arguments, f"--teacher_cache={tmp_path / 'cache'}"])
     teacher = CachedTeacher(TeacherCache(tmp_path / "cache", PackedDataset(inputs / "data")), "error")
     check_teacher(config, teacher, "ab" * 32)
+    teacher.cache.info = dataclasses.replace(teacher.cache.info, teacher_name="two\nlines")
     with pytest.raises(UserError) as error:
         check_teacher(config, teacher, "12" * 32)
-    assert "ab" * 32 in str(error.value) and "12" * 32 in str(error.value)
+    assert "ab" * 32 in str(error.value) and "12" * 32 in str(error.value) and "\n" not in str(error.value)
 
 
 def test_output_folder_of_something_else(inputs, tmp_path):
@@ -230,12 +271,27 @@ def test_output_folder_of_something_else(inputs, tmp_path):
 def test_a_run_goes_on_with_free_settings_changed(inputs, tmp_path):
     claim(inputs, tmp_path / "run")
     check(inputs, tmp_path / "run", "--train.save_every=7", "--train.micro_batch_size=2", "--window.inference_window=9",
-          "--train.loader_workers=5", f"--data_cache={tmp_path}")  # fmt: skip
+          "--train.loader_workers=5", "--train.topk_tail=renormalise", f"--data_cache={tmp_path}")  # fmt: skip
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(inputs, tmp_path):
+    claim(inputs, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    identity = json.loads(path.read_text())
+    del identity["settings"]["train.shuffle_block_shards"]
+    identity["settings"]["train.topk_tail"] = "renormalise"  # of a run that fixed what is free now
+    path.write_text(json.dumps(identity))
+    check(inputs, tmp_path / "run")
+    message = refused(inputs, tmp_path / "run", "--train.shuffle_block_shards=3")
+    assert "--train.shuffle_block_shards 3 differs from 16" in message
+    identity["settings"]["train.unheard_of"] = 1
+    path.write_text(json.dumps(identity))
+    assert "--train.unheard_of None differs from 1" in refused(inputs, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     "flag", ["--train.max_steps=7", "--train.seed=1", "--train.global_batch_size=8", "--window.sinks=[0]",
-             "--train.base_dtype=float32", "--train.loss=ce", "--train.topk_tail=renormalise", "--train.shuffle=block",
+             "--train.base_dtype=float32", "--train.loss=ce", "--train.shuffle=block",
              "--train.shuffle_block_shards=3"]
 )  # fmt: skip
 def test_a_run_does_not_go_on_with_other_mathematics(inputs, tmp_path, flag):
@@ -266,7 +322,7 @@ def test_a_run_does_not_go_on_with_other_data_or_when_told_never(inputs, tmp_pat
     claim(inputs, tmp_path / "run", fingerprint="f" * 64)
     assert "is not the data of the run" in refused(inputs, tmp_path / "run")
     assert "--resume auto" in refused(inputs, tmp_path / "run", "--resume=never")
-    assert RunFolder(tmp_path / "run").latest_checkpoint() is None
+    assert not list(RunFolder(tmp_path / "run").checkpoints.glob("*"))
 
 
 def test_a_run_does_not_go_on_with_another_base(inputs, tmp_path):

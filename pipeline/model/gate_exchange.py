@@ -1,0 +1,51 @@
+"""The gates of a rank's heads, from the hidden states of the tokens that each rank of the group has."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.ahn.base import Gates, MemoryCell
+from pipeline.model.plan import DocumentPlan
+
+
+@dataclass(frozen=True)
+class GateExchange:
+    """pipeline/ahn/base.py's RankExchange, by heads, for one forward of a sharded row.
+
+    A rank's tokens are its part of the prefixes, where the plan has any, then its part of the row.
+    """
+
+    plan: DocumentPlan
+
+    @property
+    def heads(self) -> slice:
+        shard = self.plan.shard
+        return slice(*shard.heads.query[shard.group.rank])
+
+    def recur(self, cell: MemoryCell, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Tensor:
+        return cell.recur(q, k, v, gates, self.heads, cu_seqlens=self.plan.cu_seqlens(q.device))[0]
+
+    def to_writes(self, gate: Tensor) -> Tensor:
+        """[1, n, Hq] -> [1, E, h] of the evicted tokens."""
+        plan = self.plan
+        if plan.prefixes is None:
+            row = plan.shard.gate_to_heads(gate)
+            return torch.cat([span.evicted(span.take(row, 1)) for span in plan.spans], 1)
+        num_before = gate.shape[1] - plan.shard.own_count
+        prefixes = plan.prefixes.shard.gate_to_heads(gate[:, :num_before])
+        row = plan.shard.gate_to_heads(gate[:, num_before:])
+        lengths = [document.num_before for document in plan.documents]
+        wholes = [
+            torch.cat([before, span.take(row, 1)], 1)
+            for span, before in zip(plan.spans, prefixes.split(lengths, 1), strict=True)
+        ]
+        return torch.cat([span.evicted(whole) for span, whole in zip(plan.spans, wholes, strict=True)], 1)
+
+    def to_reads(self, gate: Tensor) -> Tensor:
+        """[1, n, Hq] -> [1, E, h] of the tokens that read."""
+        row = self.plan.shard.gate_to_heads(gate)
+        return torch.cat([span.reading(span.take(row, 1)) for span in self.plan.spans], 1)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self.plan.shard.group.sum(x)
