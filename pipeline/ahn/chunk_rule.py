@@ -218,25 +218,31 @@ def _segment_backward(
             dh_in[i].baddbmm_(factors.k_read[i].mT, dz[i])
     dh, dh_out = dh_in[0], dh_in[1:]
 
-    d_scores = (d_out @ new.mT).mul_(factors.lower).mul_(scale)
-    dq = (d_out @ states.mT).mul_(factors.decay * scale) + d_scores @ segment.k
+    grad_scores = d_out @ new.mT
+    pairs = grad_scores * factors.scores
+    d_scores = grad_scores.mul_(factors.lower).mul_(scale)
+    dq = (d_out @ states.mT).mul_(factors.decay * scale)
+    d_reads = (segment.q * dq).sum(-1)
+    dq += d_scores @ segment.k
     dk_end = (new @ dh_out.mT).mul_(factors.decay_to_end)
-    dk_column = d_scores.mT @ segment.q + dk_end
+    d_writes = (segment.k * dk_end).sum(-1, dtype=torch.float64)
+    dk = d_scores.mT @ segment.q + dk_end
     if factors.mix is None:
         dv = dn * segment.beta[..., None]
         dbeta = (dn * segment.v).sum(-1)
-        dk, signed = dk_column, -dk_column
     else:
         dv = dz
-        d_keys = (dz @ new.mT).mul_(factors.lower).tril_(-1).neg_()
-        dk_row = (dz @ states.mT).mul_(-factors.decay) + d_keys @ segment.k
-        dk_column += d_keys.mT @ segment.k
-        dk, signed = dk_row + dk_column, dk_row - dk_column
+        grad_keys = dz @ new.mT
+        pairs -= grad_keys * factors.keys
+        d_keys = grad_keys.mul_(factors.lower).tril_(-1)
+        dk_read = (dz @ states.mT).mul_(-factors.decay)
+        d_reads += (segment.k * dk_read).sum(-1)
+        dk += dk_read - d_keys @ segment.k - d_keys.mT @ segment.k
         # n = b (z - T0 n) and dn' = dn - T0^T dz is the gradient of b (z - T0 n)
         dbeta = ((dn - factors.keys.mT @ dz) * (scan.z - factors.keys @ new)).sum(-1)
-    # Every factor of G stands beside q_i or k_i, so the gradient of G needs no further products.
-    d_log_decay = (segment.q * dq).sum(-1) + (segment.k * signed).sum(-1)
-    at_end = (segment.k * dk_end).sum((-1, -2)) + (dh_out * states).sum((-1, -2)) * factors.total[..., 0, 0]
-    d_log_decay[:, :, -1] += at_end
-    dg = d_log_decay.flip(-1).cumsum(-1).flip(-1)
+    # G_i - G_j moves only the decays of j+1 .. i: a pair's part is added at i and taken away at j, as the same number
+    # and in float64, so that nothing of it remains in the sums of the tokens up to j.
+    d_log_decay = pairs.sum(-1, dtype=torch.float64) - pairs.sum(-2, dtype=torch.float64) + d_reads - d_writes
+    d_log_decay[:, :, -1] += d_writes.sum(-1) + (dh_out * states).sum((-1, -2)) * factors.total[..., 0, 0]
+    dg = d_log_decay.flip(-1).cumsum(-1).flip(-1).to(dq.dtype)
     return (dq, dk, dv, dg, dbeta), dh

@@ -24,7 +24,12 @@ def report_failed_step(
     """
     path = folder.root / "failed_step.json"
     samples = [
-        {"key": d.sample.key, "global_index": d.global_index, "window": d.window and asdict(d.window)}
+        {
+            "key": d.sample.key,
+            "global_index": d.global_index,
+            "window": d.window and asdict(d.window),
+            "from_teacher_cache": d.signal is not None,
+        }
         for batch in batches
         for d in batch.samples
     ]
@@ -32,9 +37,12 @@ def report_failed_step(
     if ranks.is_main:
         report = {"step": step, "error": str(error), "failed_ranks": error.ranks, "samples_by_rank": by_rank}
         write_atomically(path, json.dumps(report, indent=1).encode())
-    keys = [sample["key"] for rank in error.ranks for sample in by_rank[rank]]
+    suspects = [sample for rank in error.ranks for sample in by_rank[rank]]
+    keys = ", ".join([sample["key"] for sample in suspects][:8]) + (", ..." if len(suspects) > 8 else "")
+    num_cached = sum(sample["from_teacher_cache"] for sample in suspects)
+    cached = f"{num_cached} of {len(suspects)} with signals of the teacher cache; " if num_cached else ""
     return NonFiniteError(
-        f"step {step}: {error}; samples {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''} (all in {path}); "
+        f"step {step}: {error}; samples {keys} ({cached}all in {path}); "
         f"nothing was updated, and {folder.checkpoints} holds the state before the step",
         error.ranks,
     )

@@ -1,11 +1,13 @@
 """Training steps with the teacher on the fly and from its cache, in turn in one process: SmolLM2-135M, real text,
-seconds of processor time.
+seconds of processor time. Peak memory is that of two further runs, each in a process of its own.
 
 What the cache can save: the student takes keys, values and hidden states of the lossless prefix (W of L tokens) from
 the teacher's pass; without a teacher, it runs these W tokens itself. So a cached step is shorter by the teacher's body
 over L tokens less that over W. `limit` is the ratio of both steps' matrix products.
 """
 
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -50,7 +52,8 @@ def run() -> dict:
                     captures.append({"tokens": length, "signal": signal} | _capture(cache, data, signal))
                 runs = root / f"runs-{number}-{signal}"
                 facts = {"tokens": length, "budget": budget, "sinks": sinks, "signal": signal}
-                rows.append(facts | _measure(data, cache, runs, budget, sinks, num_steps, ranks))
+                times = _measure(data, cache, runs, budget, sinks, num_steps, ranks)
+                rows.append(facts | times | _peaks(data, cache, runs, budget, sinks))
                 print(rows[-1], flush=True)
     return {
         "captures": report("the offline job", captures),
@@ -85,7 +88,7 @@ def _capture(output: Path, data: Path, signal: str) -> dict[str, float]:
     }
 
 
-def _trainer(data: Path, output: Path, budget: int, sinks: int, ranks: Ranks, *flags: str) -> Trainer:
+def _flags(data: Path, output: Path, budget: int, sinks: int) -> list[str]:
     given = {
         "model": MODEL,
         "data": data,
@@ -93,19 +96,34 @@ def _trainer(data: Path, output: Path, budget: int, sinks: int, ranks: Ranks, *f
         "ds_config": ROOT / "ds_configs" / "zero2.json",
         "window.budgets": [budget],
         "window.sinks": [sinks],
-        "train.max_steps": 100,
         "train.global_batch_size": 1,
         "train.base_dtype": "float32",
     }
-    arguments = [*(f"--{name}={value}" for name, value in given.items()), *flags]
-    return Trainer(preflight(parse_cli(TrainRunConfig, arguments)), StopFlag(), ranks)
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _peaks(data: Path, cache: Path, runs: Path, budget: int, sinks: int) -> dict[str, float]:
+    """GiB of two steps, model and optimizer included; freed blocks go back at once, so that no fragments count."""
+    exact, peaks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}, {}
+    for teacher, more in (("online", []), ("cached", [f"--teacher_cache={cache}"])):
+        output = runs / f"peak-{teacher}"
+        flags = [*_flags(data, output, budget, sinks), "--train.max_steps=2", *more]
+        # Through a launcher: the peak of a child of this process would begin with the peak of this process.
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", ROOT / "launchers" / "train.py"]
+        command = [str(part) for part in (*launcher, *flags)]
+        subprocess.run(command, check=True, capture_output=True, timeout=1800, env=exact)
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        peaks[f"{teacher}_peak_gib"] = max(row["mem/peak_rss_gib"] for row in rows if "mem/peak_rss_gib" in row)
+    return peaks
 
 
 def _measure(
     data: Path, cache: Path, runs: Path, budget: int, sinks: int, num_steps: int, ranks: Ranks
 ) -> dict[str, float]:
-    online = _trainer(data, runs / "online", budget, sinks, ranks)
-    cached = _trainer(data, runs / "cached", budget, sinks, ranks, f"--teacher_cache={cache}")
+    steps = "--train.max_steps=100"
+    more = {"online": [steps], "cached": [steps, f"--teacher_cache={cache}"]}
+    plans = [[*_flags(data, runs / name, budget, sinks), *flags] for name, flags in more.items()]
+    online, cached = (Trainer(preflight(parse_cli(TrainRunConfig, plan)), StopFlag(), ranks) for plan in plans)
     first = [_step(trainer) for trainer in (online, cached)]  # to warm up
     pairs, bodies = [], []
     batch = cached.batches.next_step().micro_batches[0]  # of the same lengths as all others
@@ -125,8 +143,6 @@ def _measure(
         "prefix_s": statistics.median(prefix for _, prefix in bodies),
         "saved_of_teacher": statistics.median((a - b) / t for (a, b), (t, _) in zip(times, bodies, strict=True)),
         "reader_share": max(b["waited"] for _, b in pairs),
-        "online_peak_gib": max(a["peak_gib"] for a, _ in pairs),
-        "cached_peak_gib": max(b["peak_gib"] for _, b in pairs),
         "first_loss_differs": first[1]["loss"] / first[0]["loss"] - 1,
     }
 
@@ -147,16 +163,9 @@ def _limit(decoder: nn.Module, length: int, budget: int) -> float:
 
 
 def _step(trainer: Trainer) -> dict[str, float]:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     row = {}
     while "loss/kl" not in row:  # a sample's last tokens may be another sample, too short to supervise anything
         start = time.process_time()
         row = trainer.train_step()
         used = time.process_time() - start
-    (peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-    return {
-        "seconds": used,
-        "waited": row["perf/data_s"] / row["perf/step_s"],
-        "loss": row["loss/kl"],
-        "peak_gib": int(peak) / 2**20,
-    }
+    return {"seconds": used, "waited": row["perf/data_s"] / row["perf/step_s"], "loss": row["loss/kl"]}

@@ -20,7 +20,7 @@ STAGES = (0, 1, 2, 3)
 CELLS = ("gated_delta_net", "delta_net", "mamba2")
 MODES = ("ulysses", "halo")
 HEADS = [(4, 1), (4, 2), (4, 4), (6, 2), (7, 1), (14, 2)]
-TOLERANCE = 2e-5  # of float32 against float64: one process is off by up to 1.1e-5, where gradients of decays cancel
+TOLERANCE = 1e-5  # of float32 against float64: one process is off by up to 5e-6, where gradients of decays cancel
 
 
 def all_cases(mode: str, size: int) -> list[dict]:
