@@ -8,10 +8,15 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 
 
-def kill_before(name: str, number: int) -> None:
-    """Has this process killed just before that function's `number`-th call."""
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def act_before(name: str, number: int, act: Callable[[], None] = kill_self) -> None:
+    """Has this process call `act` just before that function's `number`-th call."""
     module_name, path = name.split(":")
     *owners, attribute = path.split(".")
     owner = importlib.import_module(module_name)
@@ -19,19 +24,19 @@ def kill_before(name: str, number: int) -> None:
         owner = getattr(owner, part)
     original, calls = getattr(owner, attribute), 0
 
-    def killed(*arguments: object, **keywords: object) -> object:
+    def counted(*arguments: object, **keywords: object) -> object:
         nonlocal calls
         calls += 1
         if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            act()
         return original(*arguments, **keywords)
 
-    setattr(owner, attribute, killed)
+    setattr(owner, attribute, counted)
 
 
 def main() -> None:
     launcher, function, number, *arguments = sys.argv[1:]
-    kill_before(function, int(number))
+    act_before(function, int(number))
     sys.argv = [launcher, *arguments]
     runpy.run_path(launcher, run_name="__main__")
 

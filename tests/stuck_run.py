@@ -3,10 +3,11 @@
 `python stuck_run.py LAUNCHER MODULE:FUNCTION N RANK ARGUMENTS...`; the function may be a method, `MODULE:CLASS.METHOD`.
 """
 
-import importlib
 import os
 import runpy
 import sys
+
+from tests.killed_run import act_before
 
 
 def spin_forever() -> None:
@@ -14,29 +15,10 @@ def spin_forever() -> None:
         pass
 
 
-def stick_at(name: str, number: int) -> None:
-    """Has this process spin instead of that function's `number`-th call."""
-    module_name, path = name.split(":")
-    *owners, attribute = path.split(".")
-    owner = importlib.import_module(module_name)
-    for part in owners:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, attribute), 0
-
-    def counted(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            spin_forever()
-        return original(*arguments, **keywords)
-
-    setattr(owner, attribute, counted)
-
-
 def main() -> None:
     launcher, function, number, rank, *arguments = sys.argv[1:]
     if os.environ["RANK"] == rank:
-        stick_at(function, int(number))
+        act_before(function, int(number), spin_forever)
     sys.argv = [launcher, *arguments]
     runpy.run_path(launcher, run_name="__main__")
 

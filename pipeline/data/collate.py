@@ -115,7 +115,7 @@ def collate(samples: Sequence[DrawnSample]) -> Batch:
         positions=torch.from_numpy(flat_positions),
         targets=torch.from_numpy(tokens[flat_positions + 1]),
         sample_of_position=np.concatenate([np.empty(0, np.int64), *owners]),
-        samples=tuple(samples),
+        samples=tuple(replace(drawn, signal=None) for drawn in samples),  # the joined one is enough memory
         num_tokens=num_tokens,
         signal=_join_signals([drawn.signal for drawn in samples if len(drawn.positions)]),
     )

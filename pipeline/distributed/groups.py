@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.distributed.clock import PhaseClock
+from pipeline.distributed.interface import choose_gloo_interface
 from pipeline.distributed.launch import adopt_launcher
 from pipeline.distributed.ulysses import SequenceGroup
 from pipeline.errors import UserError
@@ -63,6 +64,7 @@ def init_distributed(sequence_parallel_size: int = 1, timeout_s: float = 1800) -
         torch.cuda.set_device(place.local_rank)
     else:
         skip_shm_op()
+        choose_gloo_interface()
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed's calls, not ours: one line per rank and collective otherwise.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 from dataclasses import dataclass
 
+from pipeline.distributed.interface import own_address_towards
 from pipeline.errors import UserError
 
 VARIABLES = (
@@ -91,7 +92,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _agree_through_mpi(place: LaunchedRank) -> tuple[str, int]:
-    """The first rank's host, 127.0.0.1 if all are on it, and a port that is free there."""
+    """The first rank's address towards another host, 127.0.0.1 if all are on its own, and a port that is free there."""
     try:
         from mpi4py import MPI  # joins the job: only where mpiexec has started one
     except (ImportError, RuntimeError) as error:  # not installed, or without an MPI library
@@ -100,8 +101,9 @@ def _agree_through_mpi(place: LaunchedRank) -> tuple[str, int]:
     if world.size != place.world_size:
         raise _cannot_meet(place, f"mpi4py's MPI library, not that of this mpiexec, sees {world.size}")
     hosts = world.allgather(socket.gethostname())
-    host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
-    return world.bcast((host, free_port()) if place.rank == 0 else None)
+    others = [host for host in hosts if host != hosts[0]]
+    address = (own_address_towards(others[0]) or hosts[0]) if others else "127.0.0.1"
+    return world.bcast((address, free_port()) if place.rank == 0 else None)
 
 
 def _cannot_meet(place: LaunchedRank, why: str) -> UserError:

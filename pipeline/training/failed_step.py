@@ -28,7 +28,7 @@ def report_failed_step(
             "key": d.sample.key,
             "global_index": d.global_index,
             "window": d.window and asdict(d.window),
-            "from_teacher_cache": d.signal is not None,
+            "from_teacher_cache": batch.signal is not None,
         }
         for batch in batches
         for d in batch.samples

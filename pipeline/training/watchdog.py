@@ -60,8 +60,8 @@ class StepWatchdog:
     def _leave(self) -> None:
         print(
             f"error (rank {self._rank}): step {self._step} is not done after --train.step_timeout_s "
-            f"{self._timeout:g}: some rank hangs; where each was is in {self._path.parent} (a rank whose file "
-            f"there is empty does not run at all)",
+            f"{self._timeout:g}: some rank hangs or is out of reach; where each was is in {self._path.parent} (a "
+            f"rank whose file there is empty does not run at all)",
             file=sys.stderr,
             flush=True,
         )

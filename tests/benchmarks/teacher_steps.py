@@ -1,5 +1,5 @@
 """Training steps with the teacher on the fly and from its cache, in turn in one process: SmolLM2-135M, real text,
-seconds of processor time. Peak memory is that of two further runs, each in a process of its own.
+seconds of processor time. Peak memory is that of two further runs of one step, each in a process of its own.
 
 What the cache can save: the student takes keys, values and hidden states of the lossless prefix (W of L tokens) from
 the teacher's pass; without a teacher, it runs these W tokens itself. So a cached step is shorter by the teacher's body
@@ -20,6 +20,7 @@ from pydoc_data.topics import topics
 from torch import nn
 
 from pipeline.config import TeacherCacheConfig, TrainRunConfig, parse_cli
+from pipeline.data.collate import Batch
 from pipeline.distributed.groups import Ranks, init_distributed
 from pipeline.teacher.capture import run_capture
 from pipeline.teacher.capture_plan import plan_capture
@@ -31,10 +32,10 @@ from tests.benchmarks.timing import report, seconds
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".cache" / "smollm2-135m"
-RUNS = (  # tokens a sample, lossless budget, sinks, steps, signals
-    (2048, 128, 32, 2, ("hidden", "topk", "sampled")),
+RUNS = (  # tokens a sample, lossless budget, sinks, pairs of steps, signals
+    (2048, 128, 32, 4, ("hidden", "topk", "sampled")),
     (2048, 1024, 128, 2, ("hidden",)),
-    (8000, 512, 128, 1, ("hidden",)),
+    (8000, 512, 128, 2, ("hidden",)),
 )
 
 
@@ -44,7 +45,7 @@ def run() -> dict:
     ranks, captures, rows = init_distributed(), [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for number, (length, budget, sinks, num_steps, signals) in enumerate(RUNS):
+        for number, (length, budget, sinks, num_pairs, signals) in enumerate(RUNS):
             data = _prepare(root, length)
             for signal in signals:
                 cache = root / f"cache-{length}-{signal}"
@@ -52,7 +53,7 @@ def run() -> dict:
                     captures.append({"tokens": length, "signal": signal} | _capture(cache, data, signal))
                 runs = root / f"runs-{number}-{signal}"
                 facts = {"tokens": length, "budget": budget, "sinks": sinks, "signal": signal}
-                times = _measure(data, cache, runs, budget, sinks, num_steps, ranks)
+                times = _measure(data, cache, runs, budget, sinks, num_pairs, ranks)
                 rows.append(facts | times | _peaks(data, cache, runs, budget, sinks))
                 print(rows[-1], flush=True)
     return {
@@ -62,7 +63,7 @@ def run() -> dict:
 
 
 def _prepare(root: Path, length: int) -> Path:
-    """Four samples of about `length` tokens, one document each."""
+    """Four documents of about `length` tokens, the odd one as two samples."""
     data, text = root / f"data-{length}", root / f"text-{length}"
     if not data.is_dir():
         text.mkdir()
@@ -103,11 +104,11 @@ def _flags(data: Path, output: Path, budget: int, sinks: int) -> list[str]:
 
 
 def _peaks(data: Path, cache: Path, runs: Path, budget: int, sinks: int) -> dict[str, float]:
-    """GiB of two steps, model and optimizer included; freed blocks go back at once, so that no fragments count."""
-    exact, peaks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}, {}
+    """GiB of one step, model and optimizer included; freed blocks go back at once, so that no fragments count."""
+    exact, peaks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}, {}
     for teacher, more in (("online", []), ("cached", [f"--teacher_cache={cache}"])):
         output = runs / f"peak-{teacher}"
-        flags = [*_flags(data, output, budget, sinks), "--train.max_steps=2", *more]
+        flags = [*_flags(data, output, budget, sinks), "--train.max_steps=1", *more]
         # Through a launcher: the peak of a child of this process would begin with the peak of this process.
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", ROOT / "launchers" / "train.py"]
         command = [str(part) for part in (*launcher, *flags)]
@@ -118,18 +119,19 @@ def _peaks(data: Path, cache: Path, runs: Path, budget: int, sinks: int) -> dict
 
 
 def _measure(
-    data: Path, cache: Path, runs: Path, budget: int, sinks: int, num_steps: int, ranks: Ranks
+    data: Path, cache: Path, runs: Path, budget: int, sinks: int, num_pairs: int, ranks: Ranks
 ) -> dict[str, float]:
     steps = "--train.max_steps=100"
     more = {"online": [steps], "cached": [steps, f"--teacher_cache={cache}"]}
     plans = [[*_flags(data, runs / name, budget, sinks), *flags] for name, flags in more.items()]
     online, cached = (Trainer(preflight(parse_cli(TrainRunConfig, plan)), StopFlag(), ranks) for plan in plans)
-    first = [_step(trainer) for trainer in (online, cached)]  # to warm up
-    pairs, bodies = [], []
-    batch = cached.batches.next_step().micro_batches[0]  # of the same lengths as all others
-    decoder = online.engine.module.model.get_decoder()
-    for _ in range(num_steps):
-        pairs.append((_step(online), _step(cached)))
+    decoder, pairs, bodies = online.engine.module.model.get_decoder(), [], []
+    batch, _ = (_full_batch(trainer) for trainer in (cached, online))  # both, so that both go on with the same sample
+    compute_teacher_hidden(decoder, batch)  # to warm up
+    for number in range(num_pairs):
+        order = (online, cached) if number % 2 else (cached, online)  # whoever is second finds memory ready
+        taken = {trainer: _step(trainer) for trainer in order}
+        pairs.append((taken[online], taken[cached]))
         bodies.append([seconds(partial(run, decoder, batch)) for run in (compute_teacher_hidden, compute_prefixes)])
     for trainer in (online, cached):
         trainer.batches.close()
@@ -143,8 +145,16 @@ def _measure(
         "prefix_s": statistics.median(prefix for _, prefix in bodies),
         "saved_of_teacher": statistics.median((a - b) / t for (a, b), (t, _) in zip(times, bodies, strict=True)),
         "reader_share": max(b["waited"] for _, b in pairs),
-        "first_loss_differs": first[1]["loss"] / first[0]["loss"] - 1,
+        "first_loss_differs": pairs[0][1]["loss"] / pairs[0][0]["loss"] - 1,
     }
+
+
+def _full_batch(trainer: Trainer) -> Batch:
+    """The trainer's next batch that is not a sample's last tokens, too few to supervise anything."""
+    while True:
+        batch = trainer.batches.next_step().micro_batches[0]
+        if len(batch.positions) > 0:
+            return batch
 
 
 def _limit(decoder: nn.Module, length: int, budget: int) -> float:

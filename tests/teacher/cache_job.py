@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     from pipeline.data.dataset import PackedDataset
-    from tests.killed_run import kill_before
+    from tests.killed_run import act_before
     from tests.teacher import cache_folders
 
     if len(sys.argv) > 3:
-        kill_before(sys.argv[3], int(sys.argv[4]))
+        act_before(sys.argv[3], int(sys.argv[4]))
     dataset, cache = PackedDataset(sys.argv[1]), Path(sys.argv[2])
     info = cache_folders.make_info(dataset)
     print("ready", flush=True)

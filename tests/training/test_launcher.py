@@ -73,22 +73,6 @@ def test_steps_without_any_position_are_skipped_and_counted(uninterrupted, input
     assert state["skipped_steps"] == idle
 
 
-def test_killed_at_any_time_and_started_again_it_is_the_same_run(uninterrupted, inputs, tmp_path):
-    """SIGKILL to the launcher and all ranks: before the first checkpoint, then between two; then to the end."""
-    output = tmp_path / "run"
-    for step in (4, 17):
-        with started(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log", environment()) as process:
-            wait_for_step(output, step, time.monotonic() + 60)
-            kill_group(process)
-        assert find_checkpoint(RunFolder(output))[0] is None or step == 17
-        assert len(read_metrics(output / "metrics.jsonl")) < MAX_STEPS
-    finished = run(deepspeed_command(2, arguments(inputs, output)), tmp_path / "log")
-    assert finished.returncode == 0, finished.output[-3000:]
-    assert mathematics(output) == mathematics(uninterrupted)
-    last = Path("checkpoints") / "step-0000030" / "tensors.safetensors"
-    assert (output / last).read_bytes() == (uninterrupted / last).read_bytes()
-
-
 @pytest.mark.drill
 @pytest.mark.timeout(1200)
 def test_killed_many_times_at_random_instants_it_is_the_same_run(uninterrupted, inputs, tmp_path):

@@ -85,5 +85,6 @@ class TestRuns:
             os.kill(rank_process(mark, 1), signal.SIGSTOP)
             assert launcher.wait(40) != 0
         assert "error (rank 0): step" in (tmp_path / "log").read_text(errors="replace")
-        assert "in gather_rows" in (output / "stacks" / "rank-0.txt").read_text()
+        # Where it waits for the other depends on the instant.
+        assert "distributed_c10d.py" in (output / "stacks" / "rank-0.txt").read_text()
         assert (output / "stacks" / "rank-1.txt").read_text() == ""
