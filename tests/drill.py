@@ -16,8 +16,9 @@ def record(name: str, result: dict) -> None:
         return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    is_changed = git("status", "--porcelain", "--", ":/", ":/!docs/results")  # those of other drills do not count
     facts = {
-        "commit": git("rev-parse", "HEAD") + (" and uncommitted changes" if git("status", "--porcelain") else ""),
+        "commit": git("rev-parse", "HEAD") + (" and uncommitted changes" if is_changed else ""),
         "machine": f"{os.cpu_count()} cores, {memory:.0f} GiB",
         "python": platform.python_version(),
     }
