@@ -53,6 +53,9 @@ class TeacherCacheConfig:
     """Tokens that go through the teacher at one time, a longer document against the keys and values of what came
     before. For samples whose activations do not fit in memory: those of a chunk (say 4096) remain, and only keys and
     values grow with the document. Another one may change last digits. Default: whole samples."""
+    sequence_parallel_size: int = 1
+    """Consecutive ranks of this job that compute each sample together (Ulysses), for samples that take one GPU too
+    long. Must suit the teacher's heads. Another one may change last digits."""
     ds_config: Path | None = None
     """DeepSpeed JSON with ZeRO stage 3, for a teacher that does not fit on one GPU: its weights are partitioned over
     the ranks of this job, started by deepspeed or torchrun. Default: each process has the whole teacher."""
@@ -74,10 +77,18 @@ class TeacherCacheConfig:
                 value is None or self.signal in signals,
                 f"--{name} {value}: has no meaning for --signal {self.signal}, only for {' and '.join(signals)}",
             )
-        least_values = {"k": 1, "num_draws": 1, "seed": 0, "chunk_size": 1, "forward_chunk": 1, "data_cache_bytes": 1}
+        least_values = {"k": 1, "num_draws": 1, "seed": 0, "chunk_size": 1, "forward_chunk": 1, "data_cache_bytes": 1,
+                        "sequence_parallel_size": 1}  # fmt: skip
         for name, least in least_values.items():
             value = getattr(self, name)
             require(value is None or value >= least, f"--{name}: must be >= {least}, found {value}")
+        for name in ("forward_chunk", "ds_config"):
+            require(
+                self.sequence_parallel_size == 1 or getattr(self, name) is None,
+                f"--{name} {getattr(self, name)} does not go with --sequence_parallel_size "
+                f"{self.sequence_parallel_size}, whose ranks have the whole teacher and a part of each sample; "
+                f"give one of them",
+            )
         require(self.min_budget >= 0, f"--min_budget: must be >= 0, found {self.min_budget}")
         # A Path has one slash of a URL's two.
         require(":/" not in str(self.output), f"--output {self.output}: a cache is written to a file system, not a URL")

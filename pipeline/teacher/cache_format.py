@@ -36,7 +36,7 @@ from pipeline.losses.positions import supervised_positions
 from pipeline.teacher.cache_members import Compression
 from pipeline.teacher.signals import SignalSpec, spec_from_json, spec_to_json
 
-CACHE_FORMAT_VERSION = 2
+CACHE_FORMAT_VERSION = 3
 TEACHER_NAME = "teacher.json"
 WORK_FOLDER = ".work"
 MAX_TEACHER_BYTES = 1 << 20  # of teacher.json
@@ -86,7 +86,8 @@ class TeacherInfo:
     `teacher_sha256` names the teacher's weights and config, `tokenizer_sha256` the data's tokenizer, `data_sha256` the
     data (PackedDataset.fingerprint), all hex; `base_dtype` is what the teacher computed in, `forward_chunk` how many
     tokens at a time (None: whole samples), `chunk_size` of how many positions logits were computed at a time (None: of
-    none): both may change last digits. `teacher_name` is for people.
+    none), `sequence_parallel_size` how many ranks computed a sample together: all may change last digits.
+    `teacher_name` is for people.
     """
 
     teacher_name: str
@@ -99,6 +100,7 @@ class TeacherInfo:
     compression: Compression
     forward_chunk: int | None
     chunk_size: int | None
+    sequence_parallel_size: int = 1
     format_version: int = CACHE_FORMAT_VERSION
 
     def to_json(self) -> dict:
@@ -155,6 +157,9 @@ class TeacherInfo:
             value = getattr(info, name)
             if value is not None and not (type(value) is int and value >= 1):
                 raise DataError(f"{path} has {name} {value!r}, this code reads null and numbers from 1")
+        size = info.sequence_parallel_size
+        if not (type(size) is int and size >= 1):
+            raise DataError(f"{path} has sequence_parallel_size {size!r}, this code reads numbers from 1")
         return info
 
 

@@ -5,7 +5,7 @@ import errno
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +133,15 @@ def _writing(output: Path) -> Iterator[None]:
         ) from error
 
 
+def error_of(act: Callable[[], None]) -> UserError | None:
+    """What `act` raises for the user, to be raised on all ranks together."""
+    try:
+        act()
+    except UserError as error:
+        return error
+    return None
+
+
 def capture_shard(
     plan: CapturePlan, teacher: Teacher, entry: ShardEntry, outcome: Outcome, progress: CaptureProgress
 ) -> None:
@@ -177,6 +186,7 @@ def _run_facts(plan: CapturePlan, num_ranks: int, device: torch.device, outcome:
         "chunk_size": plan.chunk_size,
         "forward_chunk": plan.config.forward_chunk,
         "is_partitioned": plan.config.ds_config is not None,
+        "sequence_parallel_size": plan.config.sequence_parallel_size,
         "num_ranks": num_ranks,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
         "num_threads": torch.get_num_threads(),

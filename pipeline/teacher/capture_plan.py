@@ -11,6 +11,7 @@ from pipeline.config.teacher import DEFAULT_CHUNK_SIZE, DEFAULT_DTYPE, DEFAULT_K
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.file_reading import reading
 from pipeline.data.shard_format import PackedSample, ShardEntry, tokenizer_fingerprint
+from pipeline.distributed.head_shares import HeadShares, share_heads
 from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json
 from pipeline.teacher.cache_claims import missing_shards
@@ -58,6 +59,7 @@ class CapturePlan:
             compression=self.config.compression,
             forward_chunk=self.config.forward_chunk,
             chunk_size=None if isinstance(self.signal, HiddenSpec) else self.chunk_size,
+            sequence_parallel_size=self.config.sequence_parallel_size,
         )
 
     def samples_of(self, entry: ShardEntry) -> Iterator[PackedSample]:
@@ -89,6 +91,7 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
     """
     tokenizer = find_tokenizer_json(config.model)
     settings = read_base_config(config.model)
+    share_teacher_heads(config)
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
     expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
@@ -113,6 +116,17 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
     )
     _check_output(plan)
     return plan
+
+
+def share_teacher_heads(config: TeacherCacheConfig) -> HeadShares:
+    """Which attention heads each rank of a sequence-parallel group takes.
+
+    Raises:
+        UserError: the model's heads do not allow --sequence_parallel_size.
+    """
+    settings = read_base_config(config.model)
+    num_heads = settings["num_attention_heads"]
+    return share_heads(num_heads, settings.get("num_key_value_heads") or num_heads, config.sequence_parallel_size)
 
 
 def _check_output(plan: CapturePlan) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipeline.model.hybrid_attention import BASE_IMPLEMENTATION, check_plain
+from pipeline.model.sequence_shard import SequenceShard
 
 IMPLEMENTATION = "documents"
 
@@ -85,24 +86,30 @@ def document_attention(
     attention_mask: Tensor | None,
     *,
     documents: Sequence[tuple[int, int]],
+    shard: SequenceShard | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention output [1, T, Hq, D]; query [1, Hq, T, D], key and value [1, Hkv, K, D].
 
-    K is T, except in a chunk of a document, which comes alone.
+    K is T, except in a chunk of a document, which comes alone. With a `shard` T are this rank's tokens, and `documents`
+    lie in the whole row.
 
     Raises:
         ValueError: the base wants more of attention.
     """
     check_plain(module, kwargs)
     attend = ALL_ATTENTION_FUNCTIONS[BASE_IMPLEMENTATION]
+    if shard is not None:
+        query, key, value = shard.to_heads(query, key, value)
     if len(documents) == 1:
-        return attend(module, query, key, value, attention_mask, **kwargs)
-    outputs = [
-        attend(module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None, **kwargs)[0]
-        for start, end in documents
-    ]
-    return torch.cat(outputs, 1), None
+        output, _ = attend(module, query, key, value, attention_mask, **kwargs)
+    else:
+        outputs = [
+            attend(module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None, **kwargs)[0]
+            for start, end in documents
+        ]
+        output = torch.cat(outputs, 1)
+    return output if shard is None else shard.to_tokens(output), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, document_attention)

@@ -15,8 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import TeacherCacheConfig
 from pipeline.distributed.groups import Ranks, gather_rows, init_distributed, leave_distributed, raise_together
-from pipeline.errors import UserError
-from pipeline.teacher.capture import Outcome, begin_capture, capture_shards, finish_capture
+from pipeline.teacher.capture import Outcome, begin_capture, capture_shards, error_of, finish_capture
 from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.document_attention import Piece
 from pipeline.teacher.lock_step import LockStep
@@ -74,7 +73,7 @@ def run_partitioned(plan: CapturePlan, settings: dict[str, Any]) -> Outcome:
         UserError: as `run_capture`; also of another rank.
     """
     ranks = init_distributed()
-    raise_together(_error_of(lambda: begin_capture(plan)), ranks)
+    raise_together(error_of(lambda: begin_capture(plan)), ranks)
     lock_step = LockStep(ranks)
     teacher = PartitionedTeacher(plan.config, ranks, lock_step, settings)
     outcome = Outcome()
@@ -85,14 +84,6 @@ def run_partitioned(plan: CapturePlan, settings: dict[str, Any]) -> Outcome:
         except Exception as error:
             lock_step.fail(error)
             raise
-    raise_together(_error_of(lambda: finish_capture(plan, ranks.world_size, teacher.device, outcome)), ranks)
+    raise_together(error_of(lambda: finish_capture(plan, ranks.world_size, teacher.device, outcome)), ranks)
     leave_distributed()
     return outcome
-
-
-def _error_of(act: Callable[[], None]) -> UserError | None:
-    try:
-        act()
-    except UserError as error:
-        return error
-    return None

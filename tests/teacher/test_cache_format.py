@@ -44,7 +44,7 @@ def test_every_byte_of_teacher_json_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "has format version 1, this code reads 2"),
+        ({"format_version": 1}, "has format version 1, this code reads 3"),
         ({"compression": "gzip"}, "has compression 'gzip', this code reads none and zstd"),
         ({"compression": ["zstd"]}, "has compression .'zstd'., this code reads"),
         ({"base_dtype": "float16"}, "has base_dtype 'float16', this code reads float32 and bfloat16"),
@@ -60,6 +60,7 @@ def test_every_byte_of_teacher_json_counts(tmp_path: Path) -> None:
         ({"data_sha256": "../../etc"}, "a fingerprint is not 64 hex digits"),
         ({"teacher_sha256": 7}, "a fingerprint is not 64 hex digits"),
         ({"forward_chunk": 0}, "has forward_chunk 0, this code reads null and numbers from 1"),
+        ({"sequence_parallel_size": None}, "has sequence_parallel_size None, this code reads numbers from 1"),
         ({"chunk_size": True}, "has chunk_size True, this code reads null"),
         ({"extra\nline": 1}, r"does not describe a teacher cache \(.*extra\\nline"),
         ({"format_version": "2\n"}, r"has format version '2\\n', this"),

@@ -372,7 +372,7 @@ def test_a_listing_that_does_not_match_the_shards(
         verify_cache(cache, dataset)
 
 
-@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[]", b"{}", b'{"format_version": 2, "shards": [7]}', b"\xff"])
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[]", b"{}", b'{"format_version": 3, "shards": [7]}', b"\xff"])
 def test_a_listing_that_is_none_is_refused_though_its_mark_fits(cache: Path, raw: bytes) -> None:
     (cache / "shards.json").write_bytes(raw)
     (cache / "shards.json.sha256").write_bytes(listing_mark(raw))
