@@ -1,5 +1,5 @@
-"""SmolLM2-135M on real text, on one rank and on several in every way of sharing the work: same losses, and tokens a second;
-and how long a small run takes to its first step. Figures of an otherwise idle machine."""
+"""SmolLM2-135M on real text, on one rank and on several in every way of sharing the work: same losses, and how many
+tokens a second; how long a small run takes to its first step. Figures of an otherwise idle machine."""
 
 import statistics
 import sys
