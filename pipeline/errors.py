@@ -4,6 +4,7 @@ Standard library only, so that every layer may raise it. Anything else that esca
 keeps its traceback.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -16,10 +17,28 @@ class UserError(ValueError):
     """Wrong flag, file or data. The message names the flag or file, what was found and what would work."""
 
 
+_has_left_distributed = False
+
+
+def note_left_distributed() -> None:
+    """From now on the process is to end without the teardown of its C++ libraries, as `run_cli` does it.
+
+    A rank whose work was all done and that had left its process group has been seen to abort in that teardown, for a
+    thread of the communication library that was still there: a launcher would take the whole job for failed.
+    """
+    global _has_left_distributed
+    _has_left_distributed = True
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
+    code = 0
     try:
         main()
+    except SystemExit as leaving:
+        if not (_has_left_distributed and isinstance(leaving.code, int)):
+            raise
+        code = leaving.code
     except UserError as error:
         rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
@@ -28,3 +47,8 @@ def run_cli(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run again to go on", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)
+    if _has_left_distributed:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

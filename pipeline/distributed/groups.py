@@ -21,7 +21,7 @@ from pipeline.distributed.clock import PhaseClock
 from pipeline.distributed.interface import choose_gloo_interface
 from pipeline.distributed.launch import adopt_launcher
 from pipeline.distributed.ulysses import SequenceGroup
-from pipeline.errors import UserError
+from pipeline.errors import UserError, note_left_distributed
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def leave_distributed() -> None:
     """Leaves the process group together: a rank that just exits can make the others abort in gloo's threads."""
     dist.barrier()
     dist.destroy_process_group()
+    note_left_distributed()
 
 
 def skip_shm_op() -> None:

@@ -32,7 +32,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(parts, capture_output=True, text=True, timeout=120, env=environment())
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_killed_at_named_instants(tmp_path: Path) -> None:
     teacher, cache = make_teacher(tmp_path / "teacher"), tmp_path / "cache"
     dataset = PackedDataset(make_data(tmp_path / "data", teacher, repeats=3))

@@ -50,24 +50,22 @@ def hidden_states(cache: Path, data: PackedDataset) -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_hidden_states_are_those_of_one_process(inputs, tmp_path) -> None:
-    """Two groups of two ranks, and one of four."""
+@pytest.mark.parametrize("size", [4, pytest.param(2, marks=pytest.mark.drill, id="two groups of two")])
+def test_hidden_states_are_those_of_one_process(inputs, tmp_path, size) -> None:
     flags = ["--model", inputs / "teacher", "--data", inputs / "data", "--output", tmp_path / "whole", *SIGNAL]
     done = launch("cache_teacher.py", *flags)
     assert done.returncode == 0, done.stderr
+    ended = capture(inputs, tmp_path / "cache", tmp_path, 4, size)
+    assert [f.returncode for f in ended] == [0] * 4, ended[0].output[-2000:]
+    assert all("is complete" in f.output for f in ended)
     data = PackedDataset(inputs / "data")
-    due = hidden_states(tmp_path / "whole", data)
-    for size in (2, 4):
-        cache = tmp_path / f"shared by {size}"
-        ended = capture(inputs, cache, tmp_path, 4, size)
-        assert [f.returncode for f in ended] == [0] * 4, ended[0].output[-2000:]
-        assert all("is complete" in f.output for f in ended)
-        verify_cache(cache, data)
-        for found, expected in zip(hidden_states(cache, data), due, strict=True):
-            assert found.shape == expected.shape
-            assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
-    mixed = launch("cache_teacher.py", *flags, "--sequence_parallel_size", 2, "--dry_run", "true")
-    assert mixed.returncode == 2 and "sequence_parallel_size is 1, not 2" in mixed.stderr
+    verify_cache(tmp_path / "cache", data)
+    due, found = (hidden_states(tmp_path / name, data) for name in ("whole", "cache"))
+    for mine, expected in zip(found, due, strict=True):
+        assert mine.shape == expected.shape
+        assert np.linalg.norm(mine - expected) <= 1e-6 * np.linalg.norm(expected)
+    mixed = launch("cache_teacher.py", *flags, "--sequence_parallel_size", size, "--dry_run", "true")
+    assert mixed.returncode == 2 and f"sequence_parallel_size is 1, not {size}" in mixed.stderr
 
 
 @pytest.mark.slow
