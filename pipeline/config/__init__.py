@@ -7,6 +7,7 @@ Standard library and jsonargparse only, so that a wrong flag is reported before 
 from pipeline.config.data import DemoConfig, FetchModelConfig, ListSourcesConfig, PrepareConfig
 from pipeline.config.inference import AccountingConfig, DoctorConfig, EvalConfig, GenerateConfig, MergeConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
+from pipeline.config.recall import RecallBaseConfig, RecallStudyConfig, RecallTaskConfig
 from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
 from pipeline.config.teacher import TeacherCacheConfig
 from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
@@ -23,6 +24,9 @@ __all__ = [
     "MemoryConfig",
     "MergeConfig",
     "PrepareConfig",
+    "RecallBaseConfig",
+    "RecallStudyConfig",
+    "RecallTaskConfig",
     "Resources",
     "SiteConfig",
     "SubmitConfig",

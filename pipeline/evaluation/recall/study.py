@@ -1,0 +1,72 @@
+"""The scores of one base and of one trained memory over the study's grid."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from pipeline.attention.window import WindowSpec
+from pipeline.config import MemoryConfig, RecallStudyConfig
+from pipeline.evaluation.recall.limit import find_readouts, score_limit
+from pipeline.evaluation.recall.scoring import (
+    GridPoint,
+    check_base,
+    score_foreign_state,
+    score_full,
+    score_memory,
+    score_memory_off,
+)
+from pipeline.evaluation.recall.summary import BaseScores, MemoryScores
+from pipeline.model.loading import load_base, load_model
+
+Scores = TypeVar("Scores", BaseScores, MemoryScores)
+
+
+def grid_of(config: RecallStudyConfig) -> list[GridPoint]:
+    """Every number of facts at every distance."""
+    return [GridPoint(facts, distance) for facts in config.facts for distance in config.distances]
+
+
+def score_base(folder: Path, config: RecallStudyConfig, points: list[GridPoint], seed: int) -> list[BaseScores]:
+    """Scores the base at every point, on the documents of `seed`; with memories that were never trained, which are
+    sinks + window.
+
+    Raises:
+        UserError: the base does not need the distance, or does not master it.
+    """
+    window = WindowSpec(config.task.num_sink_tokens, config.task.window_size)
+    model = load_base(str(folder), memory=MemoryConfig(), window=window, dtype=torch.float32).eval()
+    middle = points[len(points) // 2]  # where readouts differ: with few facts many answer all, with many none does
+    readouts, scores = find_readouts(model, middle.documents(config.task, config.questions, seed)), []
+    for point in points:
+        documents = point.documents(config.task, config.questions, seed)
+        full, alone = score_full(model, documents), score_memory(model, documents)
+        check_base(full, alone, point, folder.name)
+        scores.append(BaseScores(full, alone, score_limit(model, documents, readouts)))
+    return scores
+
+
+def score_adapter(adapter: Path, config: RecallStudyConfig, points: list[GridPoint], seed: int) -> list[MemoryScores]:
+    """Scores a trained memory and its controls at every point, on the documents of `seed`."""
+    model = load_model(str(adapter), dtype=torch.float32).eval()
+    scores = []
+    for point in points:
+        documents = point.documents(config.task, config.questions, seed)
+        foreign = score_foreign_state(model, documents)
+        scores.append(MemoryScores(score_memory(model, documents), score_memory_off(model, documents), foreign))
+    return scores
+
+
+def keep_scores(path: Path, kind: type[Scores], compute: Callable[[], list[Scores]]) -> list[Scores]:
+    """What `compute` returned the first time, from `path` since then."""
+    if path.exists():
+        return [kind(**row) for row in json.loads(path.read_text())]
+    scores = compute()
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps([asdict(row) for row in scores]) + "\n")
+    unfinished.rename(path)
+    return scores

@@ -1,0 +1,86 @@
+"""recall_study.py as a user runs it: what it refuses, and a small study from the base to the table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.drill import record
+from tests.launchers.conftest import REPOSITORY
+
+TASK = {"num_keys": 16, "num_values": 32, "num_fillers": 8, "num_sink_tokens": 2, "window_size": 8}
+BASE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 32, "tokens_per_step": 1024, "learning_rate": 3e-3,
+        "max_facts": 4, "max_distance": 5, "max_steps": 2000}  # fmt: skip
+STUDY = {"cells": ["delta_net"], "seeds": [0], "facts": [2, 4], "distances": [2, 4], "questions": 64,
+         "train_documents": 1440, "task": TASK, "base": BASE}  # fmt: skip
+
+
+def study(output: Path, *flags: object, timeout: float) -> str:
+    """Runs a study to its end and returns what it printed; its progress goes to the terminal."""
+    command = [sys.executable, REPOSITORY / "launchers/recall_study.py", "--output", output, *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, text=True, timeout=timeout, env=environment
+    )
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_refuses_what_cannot_work_in_one_line(refused, tmp_path) -> None:
+    output = ("--output", tmp_path / "out")
+    assert "--cells: lstm is none of" in refused("recall_study.py", *output, "--cells", "lstm")
+    assert "--facts: [4, 4]" in refused("recall_study.py", *output, "--facts", "[4, 4]")
+    assert "--task.num_keys is 32" in refused("recall_study.py", *output, "--task.num_keys", 32)
+    kv_heads = refused("recall_study.py", *output, "--base.num_heads", 3, "--base.num_kv_heads", 2)
+    assert "--base.num_heads 3" in kv_heads and "--base.num_kv_heads 2" in kv_heads
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/study.json").write_text("{}")
+    assert "a study with other settings" in refused("recall_study.py", *output)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_a_small_study_recalls_what_the_window_loses_and_is_done_once(tmp_path) -> None:
+    recipe = yaml.safe_load((REPOSITORY / "launchers/recipes/recall.yaml").read_text())
+    recipe["train"] |= {"max_steps": 120, "save_every": 120}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"recipe": str(tmp_path / "recipe.yaml")}))
+    flags = (tmp_path / "study", "--config", tmp_path / "study.yaml")
+    printed = study(*flags, timeout=280)
+    points = json.loads((tmp_path / "study/recall.json").read_text())["points"]
+    assert [(point["facts"], point["distance"]) for point in points] == [(2, 2), (2, 4), (4, 2), (4, 4)]
+    for point in points:
+        found = point["cells"]["delta_net"]
+        assert point["full"] >= 0.95 and point["window"] <= 0.1
+        assert found["recovered"] > 0.4 and found["recovered_ci95"] is None
+        assert found["memory_off"] == point["window"] and found["foreign_state"] < 0.2
+    assert all(point["limit"] > point["window"] for point in points)
+    assert (tmp_path / "study/recall.txt").read_text() in printed
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study/runs").rglob("*")}
+    again = study(*flags, timeout=60)
+    assert (tmp_path / "study/recall.txt").read_text() in again
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study/runs").rglob("*")} == before
+    assert "$ " not in again, "a finished run was started again"
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(4 * 3600)
+def test_the_whole_study() -> None:
+    """Kept in runs/recall: a drill that was stopped goes on."""
+    output = REPOSITORY / "runs/recall"
+    study(output, timeout=3 * 3600)
+    result = json.loads((output / "recall.json").read_text())
+    record("recall", result)
+    nearest = [point for point in result["points"] if point["facts"] == 4 and point["distance"] <= 4]
+    for point in nearest:
+        cells = point["cells"]
+        assert cells["gated_delta_net"]["recovered"] >= 0.4 and cells["delta_net"]["recovered"] >= 0.4
+        assert cells["mamba2"]["recovered_ci95"][0] > 0
+        for found in cells.values():
+            assert found["memory_off"] == point["window"] and found["foreign_state"] < point["window"] + 0.05
