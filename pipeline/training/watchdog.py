@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+from pipeline.training.mpiexec import end_mpiexec
+
 EXIT_HUNG = 86
 GRACE_S = 3.0  # for the stacks of other ranks, whose time is up within moments: the launcher ends them when one leaves
 
@@ -66,4 +68,7 @@ class StepWatchdog:
             flush=True,
         )
         self._closed.wait(GRACE_S)
-        os._exit(EXIT_HUNG)
+        try:
+            end_mpiexec()
+        finally:  # other ranks do the same at this time, so that all it looks at may be gone
+            os._exit(EXIT_HUNG)

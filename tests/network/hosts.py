@@ -21,12 +21,18 @@ ip link set lo up
 echo $$
 exec sleep infinity
 """
-_SSH = """#!/bin/sh
-# As MPICH's mpiexec calls ssh: [-x] HOST COMMAND
-[ "$1" = -x ] && shift
+_ENTER = """#!/bin/sh
 pid=$(cat "$(dirname "$0")/$1.pid")
 shift
 exec nsenter --target "$pid" --net --uts --ipc --mount -- sh -c "$*"
+"""
+_SSH = """#!/bin/sh
+# As MPICH's mpiexec calls ssh: [-x] HOST COMMAND. As ssh, it hears of the command's end by the link alone.
+[ "$1" = -x ] && shift
+"$(dirname "$0")/enter" "$@"
+code=$?
+until grep -q up /sys/class/net/eth0/operstate; do sleep 0.1; done
+exit $code
 """
 
 
@@ -50,8 +56,10 @@ class TwoHosts:
     def __enter__(self) -> "TwoHosts":
         self._folder = Path(tempfile.mkdtemp(prefix="hosts-"))
         self.ssh = self._folder / "ssh"
-        self.ssh.write_text(_SSH)
-        self.ssh.chmod(0o755)
+        self._enter = self._folder / "enter"
+        for program, text in ((self.ssh, _SSH), (self._enter, _ENTER)):
+            program.write_text(text)
+            program.chmod(0o755)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._machine = subprocess.Popen([*_MACHINE, "sh", "-c", "echo; exec cat"], **pipes)  # ends with its input
         self._machine.stdout.readline()
@@ -73,7 +81,7 @@ class TwoHosts:
 
     def on(self, name: str, *command: object) -> list[str]:
         """The command line that runs `command` on that host."""
-        return [*self._inside(), str(self.ssh), name, shlex.join(str(part) for part in command)]
+        return [*self._inside(), str(self._enter), name, shlex.join(str(part) for part in command)]
 
     def run(self, name: str, *command: object) -> None:
         subprocess.run(self.on(name, *command), check=True, timeout=30)
