@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup slurm test test-fast drill lint bench demo clean
+.PHONY: help setup slurm test test-fast drill lint bench demo paper clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -43,6 +43,9 @@ bench: setup ## ratios against peers in one process
 
 demo: setup ## distil a memory into a real 135M model and report what it recovers; at most 15 minutes
 	$(BIN)/python launchers/demo/run_demo.py
+
+paper: setup ## list the paper's tables and figures: commands that redraw each, and results here
+	$(BIN)/python launchers/paper.py
 
 clean: ## remove .venv, caches and runs
 	rm -rf .venv .cache runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,44 +1,78 @@
-"""Measures a trained AHN on held-out documents: KL to full attention and perplexity, past the window.
+"""Measures a model with a memory beside full attention, its window alone, and baselines of the same size.
 
     python launchers/run_eval.py --model RUN/adapter --data HELDOUT --output EVAL --window_size 96
+    python launchers/run_eval.py --model RUN/adapter --output EVAL --suites needles absorbed
     torchrun --nproc_per_node 2 launchers/run_eval.py ...        (also: deepspeed --num_gpus 2, mpiexec -n 2)
+    python launchers/run_eval.py --fetch lveval infinitebench --data_root BENCHMARKS
 
-Writes report.html, report.json and documents.jsonl. A stopped evaluation goes on from what is finished.
+Writes report.html, report.json and examples.jsonl. A stopped evaluation goes on from what is finished.
 """
 
+from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, parse_cli
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError, run_cli
-from pipeline.evaluation.documents import select_pieces
-from pipeline.evaluation.summary import format_summary
 from pipeline.evaluation.training_curve import read_training_curve
-from pipeline.model.files import find_tokenizer_json, resolve_model
+from pipeline.model.files import ModelFiles, find_tokenizer_json, resolve_model
 
 
-def main() -> None:
-    config = parse_cli(EvalConfig)
-    files = resolve_model(config.model, config.base)
-    window = files.choose_window(config.num_sink_tokens, config.window_size)
-    if window is None:
-        raise UserError(f"--model {config.model} is a plain base without a memory; give an adapter or merged model")
+def choose_window(config: EvalConfig, files: ModelFiles) -> WindowSpec:
+    """The model's window with the flags in its place.
+
+    Raises:
+        UserError: a plain base, which has none, and no flags.
+    """
+    window = None if files.kind == "base" else files.choose_window(config.num_sink_tokens, config.window_size)
+    if window is not None:
+        return window
+    if config.num_sink_tokens is None or config.window_size is None:
+        raise UserError(
+            f"--model {config.model} is a plain base without a memory: give --num_sink_tokens and --window_size for "
+            f"the variants that have a window, or an adapter or merged model"
+        )
+    return WindowSpec(config.num_sink_tokens, config.window_size)
+
+
+def open_dataset(config: EvalConfig, files: ModelFiles) -> PackedDataset | None:
+    """The packed documents of --data.
+
+    Raises:
+        UserError: they were made by another tokenizer.
+    """
+    if config.data is None:
+        return None
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     if tokenizer_fingerprint(find_tokenizer_json(files.tokenizer)) != dataset.manifest.tokenizer_sha256:
         raise UserError(
             f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name}, not as {files.tokenizer} "
             f"does it; prepare it with --tokenizer {files.tokenizer}"
         )
+    return dataset
+
+
+def main() -> None:
+    config = parse_cli(EvalConfig)
+    if config.fetch:
+        from pipeline.evaluation.long_context.fetch import fetch_all
+
+        fetch_all(config.fetch, config.data_root)
+        return
+    files = resolve_model(config.model, config.base)
+    window, dataset = choose_window(config, files), open_dataset(config, files)
     if config.run is not None:
         read_training_curve(config.run)
-    pieces = select_pieces(dataset, window.lossless_budget, config.max_documents, config.pieces_per_document)
     ranks = find_rank()
 
+    from pipeline.evaluation.catalogue import make_inputs, make_suites, print_summary
     from pipeline.evaluation.runner import evaluate
 
-    summary = evaluate(config, files, window, dataset, pieces, ranks)
+    inputs = make_inputs(config, files, window, dataset)
+    suites = make_suites(inputs)
+    summary = evaluate(inputs, suites, ranks)
     if summary is not None:
-        print(format_summary(summary))
+        print_summary(summary)
         print(f"report: {config.output / 'report.html'}")
 
 

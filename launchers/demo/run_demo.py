@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.config import DemoConfig, parse_cli
 from pipeline.errors import UserError, run_cli
-from pipeline.evaluation.summary import format_summary
+from pipeline.evaluation.heldout.sections import format_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_RANKS = 2
@@ -47,7 +47,7 @@ def build_phases(output: Path, config: DemoConfig) -> dict[str, list[str]]:
     window = ["--num_sink_tokens", NUM_SINK_TOKENS, "--window_size", WINDOW_SIZE]
     trained = ["--model", run / "adapter", "--base", model, *window]
     held_out = ["--data", output / "data/heldout", "--output", output / "evaluation", "--run", run]
-    share = ["--max_documents", config.num_documents, "--pieces_per_document", 1]
+    share = ["--suites", "heldout", "--max_documents", config.num_documents, "--pieces_per_document", 1]
     prompt = ["--prompt_file", output / "prompt.txt", "--max_new_tokens", NEW_TOKENS]
     phases = {
         "fetch the model": [python, launchers / "demo/fetch_model.py", "--output", model],
@@ -112,7 +112,7 @@ def main() -> None:
         print(f"{name:<24}{value:8.1f} s")
     print("\n=== the last lines of a held-out prompt >>> and their continuation")
     print("\n".join(prompt.splitlines()[-4:]) + " >>>" + continuation)
-    print("=== result\n" + format_summary(report))
+    print("=== result\n" + format_summary(report["heldout"]))
     print(f"report: {output / 'evaluation/report.html'}")
 
 

@@ -5,7 +5,20 @@ Standard library and jsonargparse only, so that a wrong flag is reported before 
 """
 
 from pipeline.config.data import DemoConfig, FetchModelConfig, ListSourcesConfig, PrepareConfig
-from pipeline.config.inference import AccountingConfig, DoctorConfig, EvalConfig, GenerateConfig, MergeConfig
+from pipeline.config.evaluation import (
+    OWN_SUITES,
+    AbsorbedConfig,
+    EfficiencyConfig,
+    EvalConfig,
+    FetchName,
+    NeedlesConfig,
+    NeedleTask,
+    PaperConfig,
+    ProbingConfig,
+    SuiteName,
+    Variant,
+)
+from pipeline.config.inference import AccountingConfig, DoctorConfig, GenerateConfig, MergeConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
 from pipeline.config.recall import RecallBaseConfig, RecallStudyConfig, RecallTaskConfig
 from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
@@ -13,26 +26,36 @@ from pipeline.config.teacher import TeacherCacheConfig
 from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
 
 __all__ = [
+    "OWN_SUITES",
+    "AbsorbedConfig",
     "AccountingConfig",
     "ConfigError",
     "DemoConfig",
     "DoctorConfig",
+    "EfficiencyConfig",
     "EvalConfig",
     "FetchModelConfig",
+    "FetchName",
     "GenerateConfig",
     "ListSourcesConfig",
     "MemoryConfig",
     "MergeConfig",
+    "NeedleTask",
+    "NeedlesConfig",
+    "PaperConfig",
     "PrepareConfig",
+    "ProbingConfig",
     "RecallBaseConfig",
     "RecallStudyConfig",
     "RecallTaskConfig",
     "Resources",
     "SiteConfig",
     "SubmitConfig",
+    "SuiteName",
     "TeacherCacheConfig",
     "TrainConfig",
     "TrainRunConfig",
+    "Variant",
     "WindowConfig",
     "parse_cli",
     "require",

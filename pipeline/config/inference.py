@@ -1,53 +1,10 @@
-"""Settings of the launchers that use a trained model: generate, evaluate, merge."""
+"""Settings of the launchers that use a trained model: generate, merge, account, doctor."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config.parsing import require
-
-
-@dataclass
-class EvalConfig:
-    """Measure a trained AHN on held-out documents against full attention and against its window alone.
-
-    Under torchrun, deepspeed or mpiexec the documents are shared out over the processes.
-    """
-
-    model: Path
-    """Adapter folder or merged model folder."""
-    data: str
-    """Packed held-out documents written by launchers/prepare.py: a folder, or its URL (any that fsspec reads)."""
-    output: Path
-    """Folder for report.html, report.json, documents.jsonl; a stopped evaluation goes on from what is there."""
-    base: str | None = None
-    """Base model of an adapter. Default: the one that the adapter names."""
-    num_sink_tokens: int | None = None
-    """First tokens that attention keeps. Default: the model's own."""
-    window_size: int | None = None
-    """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
-    data_cache: Path | None = None
-    """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
-    data_cache_bytes: int = 100_000_000_000
-    """Bound on that folder; the shards that were not read for the longest time make room."""
-    max_documents: int | None = None
-    """Evaluate only the first so many documents that are long enough."""
-    pieces_per_document: int | None = None
-    """Evaluate only the so many longest pieces of a document that packing has cut."""
-    run: Path | None = None
-    """Training run folder whose loss curve goes into the report."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
-    logits_chunk_size: int = 256
-    """Positions whose logits exist at one time."""
-    local_rank: int = -1
-    """Set by the deepspeed launcher."""
-
-    def __post_init__(self) -> None:
-        _check_window_flags(self.num_sink_tokens, self.window_size)
-        for name in ("data_cache_bytes", "max_documents", "pieces_per_document", "logits_chunk_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name}: must be >= 1, found {value}")
 
 
 @dataclass
@@ -86,7 +43,7 @@ class GenerateConfig:
     """Go on from a cache that --save_cache wrote; the prompt is what comes after the document."""
 
     def __post_init__(self) -> None:
-        _check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size)
         require(self.prompt is None or self.prompt_file is None, "--prompt and --prompt_file: give only one")
         require(self.prefill_chunk >= 1, f"--prefill_chunk: must be >= 1, found {self.prefill_chunk}")
         require(self.save_cache is None or self.load_cache is None, "--save_cache and --load_cache: give only one")
@@ -137,7 +94,7 @@ class AccountingConfig:
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        _check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size)
         require(self.length >= 1, f"--length: must be >= 1, found {self.length}")
         require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
 
@@ -150,7 +107,8 @@ class DoctorConfig:
     """HTML page to write."""
 
 
-def _check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
+def check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
+    """Refuses a window that cannot be."""
     require(
         num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"
     )

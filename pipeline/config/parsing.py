@@ -1,12 +1,14 @@
 """From a dataclass to a command line: defaults < YAML file (--config) < flags, strict keys, one-line errors."""
 
 import json
+import re
 import sys
 from argparse import ArgumentError
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -25,9 +27,24 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _hints(cls: type, prefix: str = "--") -> dict[str, Any]:
+    """Flag -> type, of the fields and those of the trees in them."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        found |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return found
+
+
+def _item_type(hint: Any) -> Any:
+    """T of list[T] and of list[T] | None; None for anything else."""
+    choices = [choice for choice in get_args(hint) if choice is not type(None)]
+    hint = choices[0] if isinstance(hint, UnionType) and len(choices) == 1 else hint
+    return get_args(hint)[0] if get_origin(hint) is list else None
+
+
 def _complete_values(cls: type, argv: list[str]) -> list[str]:
     """Turns `--inputs a b` into the one value `["a", "b"]`, and a bare `--chat` into `--chat true`."""
-    hints = {f"--{name}": hint for name, hint in get_type_hints(cls).items()}
+    hints = _hints(cls)
     joined: list[str] = []
     position = 0
     while position < len(argv):
@@ -36,12 +53,21 @@ def _complete_values(cls: type, argv: list[str]) -> list[str]:
         joined.append(flag)
         if hints.get(flag) is bool and (position == len(argv) or argv[position].startswith("--")):
             joined.append("true")
-        if hints.get(flag) == list[str]:
+        item = _item_type(hints.get(flag))
+        if item is not None:
             values = list(takewhile(lambda value: not value.startswith("--"), argv[position:]))
             position += len(values)
             plain = len(values) == 1 and values[0].startswith("[")
-            joined += values if plain else [json.dumps(values)]
+            listed = f"[{', '.join(values)}]" if item in (int, float) else json.dumps(values)
+            joined += values if plain else [listed]
     return joined
+
+
+def _reword(message: str) -> str:
+    """One line; what a flag may be, as its help says it."""
+    message = " ".join(message.split())
+    choice = re.fullmatch(r'Parser key "(.+?)": Expected a typing\.Literal\[(.*)\]\. Got value: (.*)', message)
+    return message if choice is None else f"--{choice[1]}: expected one of {choice[2]}, found {choice[3]}"
 
 
 def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
@@ -58,7 +84,7 @@ def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
     try:
         parsed = parser.parse_args(_complete_values(cls, sys.argv[1:] if argv is None else argv))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(_reword(str(error))) from error
     parsed.pop("config", None)
     return cls(**parser.instantiate_classes(parsed).as_dict())
 

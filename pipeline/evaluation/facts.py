@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 import torch
 import transformers
 
-from pipeline.data.loader import PackedDataset
+from pipeline.evaluation.records import EvaluationFolder
+from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.adapter import ADAPTER_WEIGHTS, base_fingerprint
 from pipeline.model.files import ModelFiles
 
@@ -21,26 +22,36 @@ def weights_fingerprint(files: ModelFiles) -> str:
 
 
 def describe(
-    files: ModelFiles, fingerprint: str, dataset: PackedDataset, dtype: torch.dtype, num_ranks: int
+    inputs: EvaluationInputs, fingerprint: str, dtype: torch.dtype, num_ranks: int, folder: EvaluationFolder
 ) -> dict[str, dict[str, str]]:
     """Sections of name -> value."""
+    files, window, dataset = inputs.files, inputs.window, inputs.dataset
     on_cuda = torch.cuda.is_available()
     weights = {"model": f"{files.folder} ({files.kind})", "sha256": fingerprint}
     if files.base is not None:
         weights |= {"base": files.base, "base fingerprint": base_fingerprint(files.base)}
-    return {
-        "Weights": weights,
+    weights |= {
+        "sinks, window": f"{window.num_sink_tokens} + {window.window_size} = {window.lossless_budget} tokens",
+        "base dtype": str(dtype).removeprefix("torch."),
+    }
+    data = {} if dataset is None else {
         "Data": {
             "folder": str(dataset.folder),
             "manifest sha256": dataset.fingerprint,
             "tokenizer": dataset.manifest.tokenizer_name,
             "tokenizer sha256": dataset.manifest.tokenizer_sha256,
-        },
+        }
+    }  # fmt: skip
+    return {
+        "Weights": weights,
+        **data,
         "Machine": {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "processes": f"{num_ranks}, with {torch.get_num_threads()} CPU threads each",
             "device": torch.cuda.get_device_name() if on_cuda else f"{os.cpu_count()} x {platform.machine()} CPU",
-            "base dtype": str(dtype).removeprefix("torch."),
+            "work": ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in folder.seconds.items())
+            + " (over all processes, earlier runs of this evaluation included)",
+            "peak memory": f"{folder.peak_rss_gib:.2f} GiB a process",
             "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}",
         },

@@ -1,41 +1,21 @@
-"""What was measured on one piece of text, and the folder that keeps it.
+"""The folder of an evaluation: what determines its numbers, and one line for everything that was measured.
 
-An evaluation folder holds
-    settings.json           what determines the numbers: weights, data, window, dtype
-    records/{key}.json      one finished piece each, written under another name and renamed
-    documents.jsonl         all of them in order, written at the end, with report.json and report.html
+    settings.json             weights, window, dtype; data and settings of each suite
+    records/rank-R.jsonl      one line a unit, on disk before the next begins; one file for each process
+    examples.jsonl            all of them in order, written at the end, with report.json and report.html
 
-So an evaluation that was stopped goes on with what is missing, with any number of processes, and processes
-need no other way to hand results to each other.
+So an evaluation that was stopped goes on with what is missing, with any number of processes, suites and variants may be
+added to it, and processes need no other way to hand results to each other.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
-
-
-@dataclass(frozen=True)
-class PieceRecord:
-    """Measurements at the scored positions of one piece; KL and NLL in nats.
-
-    Lists run parallel to `positions`, 0-based in the piece; the value at t is about predicting token t + 1.
-    """
-
-    key: str
-    document: str
-    length: int
-    positions: list[int]
-    kl_window: list[float]
-    kl_ahn: list[float]
-    nll_full: list[float]
-    nll_window: list[float]
-    nll_ahn: list[float]
-    seconds: float
-    num_ranks: int
-    peak_rss_gib: float
+from pipeline.evaluation.suite import Record
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -54,33 +34,78 @@ def write_atomically(path: Path, text: str) -> None:
 class EvaluationFolder:
     """`--output` of an evaluation; see the module's docstring.
 
+    `records`: by suite and key. `seconds`: spent on each suite, by all processes. `peak_rss_gib`: of any process.
+
+    Args:
+        common: what determines all numbers; `suites`: what determines those of each, by suite.
+
     Raises:
         UserError: the folder holds the records of an evaluation with other settings.
     """
 
-    def __init__(self, path: Path, settings: dict) -> None:
+    def __init__(self, path: Path, rank: int, common: dict[str, Any], suites: dict[str, dict[str, Any]]) -> None:
         self.path = path
-        (path / "records").mkdir(parents=True, exist_ok=True)
+        self._folder = path / "records"
+        self._own = self._folder / f"rank-{rank}.jsonl"
+        self._read_up_to: dict[Path, int] = {}
+        self.records: dict[tuple[str, str], Record] = {}
+        self.seconds: Counter[str] = Counter()
+        self.peak_rss_gib = 0.0
+        self._folder.mkdir(parents=True, exist_ok=True)
         known = path / "settings.json"
+        found = json.loads(known.read_text()) if known.is_file() else {"suites": {}}
+        wanted = json.loads(json.dumps({**common, "suites": suites}))
         if known.is_file():
-            found = json.loads(known.read_text())
-            for name in settings:
-                if found.get(name) != settings[name]:
-                    raise UserError(
-                        f"--output {path} holds an evaluation with {name} {found.get(name)}, this one has "
-                        f"{settings[name]}; choose another folder"
-                    )
-        else:
-            write_atomically(known, json.dumps(settings, indent=1) + "\n")
+            self._check("", {name: value for name, value in found.items() if name != "suites"}, wanted)
+            for name in found["suites"].keys() & wanted["suites"].keys():
+                self._check(f"{name}: ", found["suites"][name], wanted["suites"][name])
+        merged = {**wanted, "suites": found["suites"] | wanted["suites"]}
+        if rank == 0 and merged != found:
+            write_atomically(known, json.dumps(merged, indent=1) + "\n")
+        self._mend()
+        self.refresh()
 
-    def record_path(self, key: str) -> Path:
-        return self.path / "records" / f"{key}.json"
+    def _check(self, suite: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        for name in wanted.keys() - {"suites"}:
+            if found.get(name) != wanted[name]:
+                raise UserError(
+                    f"--output {self.path} holds an evaluation with {suite}{name} {found.get(name)}, this one has "
+                    f"{wanted[name]}; choose another folder"
+                )
 
-    def has(self, key: str) -> bool:
-        return self.record_path(key).is_file()
+    def _mend(self) -> None:
+        """Cuts off a line that this rank had not finished when it was stopped."""
+        if self._own.is_file():
+            content = self._own.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self._own, whole)
 
-    def write(self, record: PieceRecord) -> None:
-        write_atomically(self.record_path(record.key), json.dumps(asdict(record)) + "\n")
+    def has(self, suite: str, key: str) -> bool:
+        return (suite, key) in self.records
 
-    def read(self, key: str) -> PieceRecord:
-        return PieceRecord(**json.loads(self.record_path(key).read_text()))
+    def write(self, suite: str, key: str, record: Record, seconds: float, peak_rss_gib: float) -> None:
+        """Adds one line, on disk on return, with what it took."""
+        entry = {"suite": suite, "key": key, "seconds": round(seconds, 3), "peak_rss_gib": round(peak_rss_gib, 3)}
+        line = json.dumps({**entry, "record": record}, allow_nan=False) + "\n"
+        with self._own.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes in what all ranks have written by now."""
+        for path in sorted(self._folder.glob("rank-*.jsonl")):
+            start = self._read_up_to.get(path, 0)
+            if path.stat().st_size > start:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    new = file.read()
+                new = new[: new.rfind(b"\n") + 1]
+                self._read_up_to[path] = start + len(new)
+                for line in new.splitlines():
+                    entry = json.loads(line)
+                    self.records[entry["suite"], entry["key"]] = entry["record"]
+                    self.seconds[entry["suite"]] += entry["seconds"]
+                    self.peak_rss_gib = max(self.peak_rss_gib, entry["peak_rss_gib"])

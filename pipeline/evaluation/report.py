@@ -1,58 +1,77 @@
-"""Writes report.json, documents.jsonl and report.html (self-contained: no script, pictures inside)."""
+"""Writes report.json, examples.jsonl and report.html (self-contained: no script, pictures inside)."""
 
 import base64
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.attention.window import WindowSpec
-from pipeline.evaluation.plots import plot_documents, plot_kl_by_position, plot_training
-from pipeline.evaluation.records import PieceRecord, write_atomically
-from pipeline.evaluation.summary import bin_positions, sum_documents, summarise
+from pipeline.evaluation.drawing import QUIET, draw
+from pipeline.evaluation.records import write_atomically
+from pipeline.evaluation.suite import Picture, Record, Section, Suite
 from pipeline.evaluation.training_curve import TrainingCurve
+
+TRAINING_COLOUR = "#1b6ca8"
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """A suite and what was measured of all its units, by key, in order."""
+
+    suite: Suite
+    records: Mapping[str, Record]
 
 
 def write_report(
-    folder: Path,
-    records: list[PieceRecord],
-    window: WindowSpec,
-    facts: dict[str, dict[str, str]],
-    curve: TrainingCurve | None,
+    folder: Path, results: Sequence[SuiteResult], facts: dict[str, dict[str, str]], curve: TrainingCurve | None
 ) -> dict:
-    """Writes the three files into `folder` and returns report.json's content.
+    """Writes the three files into `folder` and returns report.json's content: each suite's summary by its name.
 
     Args:
         folder: the evaluation's output.
-        records: every piece, in order.
-        window: what attention kept.
+        results: of every suite.
         facts: sections of name -> value to print below the results (weights, data, machine).
         curve: of the training run, if it is known.
     """
-    summary = summarise(records, window)
-    documents = sum_documents(records)
-    pictures = {
-        "position": plot_kl_by_position(bin_positions(records, window)),
-        "documents": plot_documents(documents),
-        "training": None if curve is None else plot_training(curve),
-    }
-    page = render_page(summary, documents, pictures, facts)
-    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-    write_atomically(folder / "documents.jsonl", lines)
-    write_atomically(folder / "report.html", page)
+    summary = {result.suite.name: result.suite.summarise(result.records) for result in results}
+    sections = [
+        section for result in results for section in result.suite.sections(summary[result.suite.name], result.records)
+    ]
+    if curve is not None:
+        sections.append(Section("Training", pictures=[Picture(plot_training(curve), "Training loss by step")]))
+    lines = "".join(
+        json.dumps({"suite": result.suite.name, "key": key, **record}) + "\n"
+        for result in results
+        for key, record in result.records.items()
+    )
+    write_atomically(folder / "examples.jsonl", lines)
+    write_atomically(folder / "report.html", render_page(sections, facts))
     write_atomically(folder / "report.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def render_page(
-    summary: dict, documents: list, pictures: dict[str, bytes | None], facts: dict[str, dict[str, str]]
-) -> str:
+def render_page(sections: Sequence[Section], facts: dict[str, dict[str, str]]) -> str:
     """Fills report.html; every value is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    environment.filters["anchor"] = lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     template = environment.from_string(files("pipeline.evaluation").joinpath("report.html").read_text("utf-8"))
-    sources = {
-        name: png and f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()
-    }
-    return template.render(summary=summary, documents=documents, pictures=sources, facts=facts)
+    return template.render(sections=sections, facts=facts)
+
+
+def plot_training(curve: TrainingCurve) -> bytes:
+    """The run's training loss, with a running mean over about a tenth of the run."""
+    with draw(2.7) as ((axes,), drawing):
+        losses = curve.losses
+        width = max(5, len(losses) // 10)
+        means = [sum(losses[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(losses))]
+        axes.plot(curve.steps, losses, color=QUIET, alpha=0.55, linewidth=1, label="step")
+        axes.plot(curve.steps, means, color=TRAINING_COLOUR, linewidth=2, label=f"mean of the last {width} steps")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(curve.label)
+        axes.legend(frameon=False)
+    return drawing.png

@@ -1,40 +1,29 @@
-"""A whole evaluation: this process scores its share of the pieces; rank 0 waits for the rest and reports."""
+"""A whole evaluation: this process measures its share of the units; rank 0 waits for the rest and reports."""
 
 import resource
 import time
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.attention.window import WindowSpec
-from pipeline.config import EvalConfig
-from pipeline.data.loader import PackedDataset
+from pipeline.config import MemoryConfig, Variant
 from pipeline.distributed.launch import LaunchedRank
-from pipeline.evaluation.documents import Piece
 from pipeline.evaluation.facts import describe, weights_fingerprint
-from pipeline.evaluation.perplexity import PieceScores, score_piece
 from pipeline.evaluation.placement import choose_device, choose_dtype
-from pipeline.evaluation.records import EvaluationFolder, PieceRecord
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.records import EvaluationFolder
+from pipeline.evaluation.report import SuiteResult, write_report
+from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
-from pipeline.model.files import ModelFiles
-from pipeline.model.loading import load_model
+from pipeline.model.loading import load_base, load_model, set_window
 
 POLL_SECONDS = 0.2
-SIGNIFICANT_DIGITS = 7
 
 
-def evaluate(
-    config: EvalConfig,
-    files: ModelFiles,
-    window: WindowSpec,
-    dataset: PackedDataset,
-    pieces: list[Piece],
-    ranks: LaunchedRank,
-) -> dict | None:
-    """Scores `pieces` and writes the report.
+def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedRank) -> dict | None:
+    """Measures what has no record yet and writes the report.
 
     Returns:
         report.json's content on rank 0, None on the others.
@@ -42,80 +31,92 @@ def evaluate(
     Raises:
         UserError: the model cannot be loaded, or --output holds an evaluation of something else.
     """
+    config = inputs.config
     device = choose_device(ranks.local_rank)
     dtype = choose_dtype(config.dtype, device)
-    fingerprint = weights_fingerprint(files)
-    settings = {
+    fingerprint = weights_fingerprint(inputs.files)
+    common = {
         "weights": fingerprint,
-        "data": dataset.fingerprint,
-        "num_sink_tokens": window.num_sink_tokens,
-        "window_size": window.window_size,
+        "num_sink_tokens": inputs.window.num_sink_tokens,
+        "window_size": inputs.window.window_size,
         "dtype": str(dtype),
+        "yarn_factor": config.yarn_factor,
     }
-    folder = EvaluationFolder(config.output, settings)
-    if not all(folder.has(piece.key) for piece in pieces[ranks.rank :: ranks.world_size]):
-        model = load_model(str(files.folder), dtype=dtype, base=files.base).eval().to(device)
-        score_share(model, dataset, pieces, window, folder, ranks, config.logits_chunk_size)
+    folder = EvaluationFolder(config.output, ranks.rank, common, {suite.name: suite.settings for suite in suites})
+    work = [(suite, unit) for suite in suites for unit in suite.units()]
+    share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
+    if share:
+        model = load(inputs, dtype).eval().to(device)
+        measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
     if ranks.rank != 0:
         return None
-    records = wait_for_all(pieces, folder)
-    facts = describe(files, fingerprint, dataset, dtype, ranks.world_size)
+    wait_for_all(work, folder)
+    facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
     curve = None if config.run is None else read_training_curve(config.run)
-    return write_report(folder.path, records, window, facts, curve)
+    results = [
+        SuiteResult(suite, {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite})
+        for suite in suites
+    ]
+    return write_report(folder.path, results, facts, curve)
 
 
-def score_share(
+def share_of(work: Sequence[tuple[Suite, Unit]], ranks: LaunchedRank) -> list[tuple[Suite, Unit]]:
+    """Every `world_size`-th unit; rank 0 takes the timings too, at the end, when the other ranks may be done."""
+    shared = [item for item in work if not item[1].on_first_rank]
+    timings = [item for item in work if item[1].on_first_rank] if ranks.rank == 0 else []
+    return shared[ranks.rank :: ranks.world_size] + timings
+
+
+def load(inputs: EvaluationInputs, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its memories; a plain base with ones that are not used."""
+    files = inputs.files
+    if files.kind == "base":
+        return load_base(str(files.folder), memory=MemoryConfig(), window=inputs.window, dtype=dtype)
+    model = load_model(str(files.folder), dtype=dtype, base=files.base)
+    set_window(model, inputs.window)
+    return model
+
+
+def measure_share(
     model: PreTrainedModel,
-    dataset: PackedDataset,
-    pieces: list[Piece],
-    window: WindowSpec,
+    inputs: EvaluationInputs,
+    share: Sequence[tuple[Suite, Unit]],
+    work: Sequence[tuple[Suite, Unit]],
     folder: EvaluationFolder,
-    ranks: LaunchedRank,
-    chunk_size: int,
+    is_watched: bool,
 ) -> None:
-    """Scores every `world_size`-th piece that has no record yet. Rank 0's bar shows the work of all ranks."""
-    device = model.device
-    with tqdm(total=len(pieces), unit="piece", disable=ranks.rank != 0) as bar:
-        for piece in pieces[ranks.rank :: ranks.world_size]:
-            if not folder.has(piece.key):
-                started = time.perf_counter()
-                ids = torch.from_numpy(dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64"))
-                positions = torch.from_numpy(piece.positions)
-                scores = score_piece(model, ids.to(device), positions.to(device), window, chunk_size)
-                seconds = time.perf_counter() - started
-                folder.write(_record(piece, scores, seconds, ranks.world_size))
-            _show_progress(bar, pieces, folder)
+    """Measures this rank's units. A bar, if it is watched, shows the work of all ranks."""
+    config = inputs.config
+
+    def reader(variant: Variant) -> Reader:
+        return Reader(model, variant, inputs.window, config.prefill_chunk, config.yarn_factor)
+
+    readers = {variant: reader(variant) for variant in dict.fromkeys(v for _, unit in share for v in unit.variants)}
+    count = _finished_counter(work, folder)
+    with tqdm(total=len(work), initial=count(), unit="unit", disable=not is_watched) as bar:
+        for suite, unit in share:
+            bar.set_description(suite.name, refresh=False)
+            started = time.perf_counter()
+            record = suite.measure(unit, {variant: readers[variant] for variant in unit.variants})
+            peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            folder.write(suite.name, unit.key, record, time.perf_counter() - started, peak_rss_gib)
+            bar.update(count() - bar.n)
 
 
-def wait_for_all(pieces: list[Piece], folder: EvaluationFolder) -> list[PieceRecord]:
-    """Every piece's record, in order, as soon as the other processes have written theirs.
+def wait_for_all(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> None:
+    """Returns as soon as the other processes have measured theirs.
 
     A process that fails is the launcher's to notice: torchrun, deepspeed and mpiexec then end this one too.
     """
-    with tqdm(total=len(pieces), unit="piece", desc="waiting for other ranks", delay=1) as bar:
-        while _show_progress(bar, pieces, folder) < len(pieces):
+    count = _finished_counter(work, folder)
+    with tqdm(total=len(work), initial=count(), unit="unit", desc="waiting for other ranks", delay=1) as bar:
+        while bar.n < len(work):
             time.sleep(POLL_SECONDS)
-    return [folder.read(piece.key) for piece in pieces]
+            folder.refresh()
+            bar.update(count() - bar.n)
 
 
-def _show_progress(bar: tqdm, pieces: list[Piece], folder: EvaluationFolder) -> int:
-    finished = sum(folder.has(piece.key) for piece in pieces)
-    bar.update(finished - bar.n)
-    return finished
-
-
-def _record(piece: Piece, scores: PieceScores, seconds: float, num_ranks: int) -> PieceRecord:
-    values = {
-        field.name: [float(f"{v:.{SIGNIFICANT_DIGITS}g}") for v in getattr(scores, field.name).tolist()]
-        for field in fields(scores)
-    }
-    return PieceRecord(
-        key=piece.key,
-        document=piece.document,
-        length=piece.end - piece.start,
-        positions=piece.positions.tolist(),
-        seconds=seconds,
-        num_ranks=num_ranks,
-        peak_rss_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        **values,
-    )
+def _finished_counter(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> Callable[[], int]:
+    """How many units of `work` have a record; what is added from now on belongs to it."""
+    num_foreign = len(folder.records) - sum(folder.has(suite.name, unit.key) for suite, unit in work)
+    return lambda: len(folder.records) - num_foreign

@@ -189,6 +189,10 @@ def check_evaluation(experiment: Experiment) -> None:
             window = files.choose_window(config.num_sink_tokens, config.window_size)
             require(window is not None, f"--model {config.model} is a plain base without a memory; give an adapter")
             tokenizer = files.tokenizer
+        if config.data is None:
+            needing = sorted({"heldout", "probing"} & set(config.suites))
+            require(not needing, f"--data: --suites {', '.join(needing)} read packed documents; give them")
+            return
         data = experiment.find_data(config.data, config.data_cache, config.data_cache_bytes)
         with findings.of("evaluate"):
             check_tokenizer(data, config.data, tokenizer)

@@ -7,6 +7,7 @@ the order of keys, which carry their positions themselves: decoding attends to t
 """
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from pipeline.ahn.base import Gates
 from pipeline.attention.window import WindowSpec
 
 MIN_CAPACITY = 64
+MemoryMode = Literal["on", "off", "no_writes"]
+"""`off`: sinks + window alone. `no_writes`: nothing enters the memory, which is read all the same."""
 
 
 class HippocampusLayer(CacheLayerMixin):
@@ -25,9 +28,10 @@ class HippocampusLayer(CacheLayerMixin):
     tokens of the window that will be written. `state`: [B, Hq, D, D] or None while nothing was compressed.
     """
 
-    def __init__(self, window: WindowSpec) -> None:
+    def __init__(self, window: WindowSpec, memory: MemoryMode = "on") -> None:
         super().__init__()
         self.window = window
+        self.memory = memory
         self.padding: Tensor | None = None  # int64 [B]: left padding of each row; None for none
         self.num_seen = 0
         self.gates: Gates = {}
@@ -145,7 +149,7 @@ class HippocampusLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self.__init__(self.window)
+        self.__init__(self.window, self.memory)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the newest -tokens_to_remove tokens, as transformers calls it.
@@ -199,8 +203,8 @@ class HippocampusCache(Cache):
 
     layers: list[HippocampusLayer]
 
-    def __init__(self, num_layers: int, window: WindowSpec) -> None:
-        super().__init__(layers=[HippocampusLayer(window) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, window: WindowSpec, memory: MemoryMode = "on") -> None:
+        super().__init__(layers=[HippocampusLayer(window, memory) for _ in range(num_layers)])
         self.window = window
 
     def set_padding(self, attention_mask: Tensor | None, num_new: int) -> Tensor | None:

@@ -15,8 +15,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
 from pipeline.attention.sink_window import sink_window_attention
-from pipeline.attention.window import WindowSpec
 from pipeline.model.cache import HippocampusCache, HippocampusLayer
+from pipeline.model.compressive_attention import attend_compressive
+from pipeline.model.compressive_cache import CompressiveLayer
 from pipeline.model.gate_exchange import GateExchange
 from pipeline.model.halo_attention import attend_with_halo
 from pipeline.model.plan import DocumentPlan
@@ -182,7 +183,9 @@ def _attend_cached(
     layer: HippocampusLayer,
 ) -> Tensor:
     """A step with a cache: k and v [B, Hkv, T, D] hold the new tokens."""
-    gates = memory.fn.write_gates(hidden)
+    if isinstance(layer, CompressiveLayer):
+        return attend_compressive(q, k, v, scaling, layer)
+    gates = {} if layer.memory == "off" else memory.fn.write_gates(hidden)
     num_new = q.shape[2]
     if layer.padding is None and layer.num_seen + num_new <= layer.window.lossless_budget:
         layer.write(k, v, gates)
@@ -217,7 +220,7 @@ def _decode(
 ) -> Tensor:
     """One token: it takes the slot of the one that it evicts, and attends to the buffer as it lies."""
     evicting = layer.num_seen >= layer.window.lossless_budget
-    evicted = layer.take_evicted() if evicting else None
+    evicted = layer.take_evicted() if evicting and layer.memory != "off" else None
     layer.write(k, v, gates)
     output = _base_attention(module, q, layer.keys, layer.values, scaling, layer.slot_mask())
     if evicted is None:
@@ -227,7 +230,7 @@ def _decode(
         q.transpose(1, 2),
         old_keys.transpose(1, 2),
         old_values.transpose(1, 2),
-        _silence_non_writes(old_gates, layer.window, position),
+        _silence_non_writes(old_gates, layer, position),
         hidden,
         initial_state=layer.state,
         output_final_state=True,
@@ -264,7 +267,7 @@ def _prefill(
         sink_v=layer.values[:, :, : window.num_sink_tokens],
     )
     num_leaving = num_columns - window.window_size
-    if num_leaving <= 0:
+    if num_leaving <= 0 or layer.memory == "off":
         return output
     leaving = {n: torch.cat([old_gates[n], g], 1)[:, :num_leaving] if num_old else g[:, :num_leaving]
                for n, g in gates.items()}  # fmt: skip
@@ -272,7 +275,7 @@ def _prefill(
         q[:, :, -num_leaving:].transpose(1, 2),
         k[:, :, :num_leaving].transpose(1, 2),
         v[:, :, :num_leaving].transpose(1, 2),
-        _silence_non_writes(leaving, window, positions[:, :num_leaving]),
+        _silence_non_writes(leaving, layer, positions[:, :num_leaving]),
         hidden[:, -num_leaving:],
         initial_state=layer.state,
         output_final_state=True,
@@ -280,7 +283,7 @@ def _prefill(
     return torch.cat([output[:, :-num_leaving], output[:, -num_leaving:] + read.to(output.dtype)], 1)
 
 
-def _silence_non_writes(gates: Gates, window: WindowSpec, positions: Tensor) -> Gates:
+def _silence_non_writes(gates: Gates, layer: HippocampusLayer, positions: Tensor) -> Gates:
     """Zeroes the write gates of columns that are padding or sinks: such a column changes nothing in the memory."""
-    is_write = (positions >= window.num_sink_tokens)[..., None]
+    is_write = ((positions >= layer.window.num_sink_tokens) & (layer.memory == "on"))[..., None]
     return {name: torch.where(is_write, gate, 0.0) for name, gate in gates.items()}

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from pipeline.errors import UserError
-from pipeline.evaluation.lm_eval_run import run_lm_eval
+from pipeline.evaluation.lm_eval_harness import run_lm_eval
 from pipeline.evaluation.lveval.lm_eval_tasks import SEAM_TOKENS, lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
 from pipeline.model.loading import load_model

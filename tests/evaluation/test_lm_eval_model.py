@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
+from pipeline.evaluation.lm_eval_harness import Tasks, run_lm_eval
 from pipeline.evaluation.lm_eval_model import HippocampusLM
-from pipeline.evaluation.lm_eval_run import Tasks, run_lm_eval
 from pipeline.model.loading import load_model, set_window
 from tests.conftest import TINY_VOCAB_SIZE
 from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
@@ -291,6 +291,7 @@ def test_the_command_line_knows_the_model(folders, toy_tasks, tmp_path):
     (tmp_path / "tasks/toy.yaml").write_text(json.dumps(inner))  # JSON is YAML
     command = [sys.executable, "-m", "pipeline.evaluation.lm_eval_run", "--model", "ahn", "--tasks", "toy"]
     command += ["--include_path", tmp_path / "tasks", "--output_path", tmp_path / "out"]
+    command += ["--data_root", tmp_path / "data"]  # ours: nothing is looked for on the hub
     command += ["--model_args", f"pretrained={folders[1]},window_size=24,prefill_chunk=16"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]

@@ -88,8 +88,8 @@ def test_a_file_without_a_good_row_is_an_error(tmp_path):
         answers(tmp_path)
     assert str(caught.value) == (
         f"cmrc_mixup_16k.jsonl in {archive} has no row of cmrc_mixup_16k: 2 rows are bad, the first because 'answers' "
-        f"must be a list of strings, found None; fetch it again: launchers/run_eval.py --fetch lveval "
-        f"--data_root {tmp_path}"
+        f"must be a list of strings, found None; fetch it again: python launchers/run_eval.py --fetch "
+        f"lveval --data_root {tmp_path}"
     )
     write_zip(tmp_path, {"cmrc_mixup_16k.jsonl": ""})
     with pytest.raises(DataError, match="0 rows are bad; fetch it again"):
@@ -102,7 +102,7 @@ def test_all_that_is_missing_is_named_with_the_command(tmp_path):
         locate_tasks(LVEVAL, [CMRC, TASK["cmrc_mixup_32k"], TASK["factrecall_en_16k"]], tmp_path)
     assert str(caught.value) == (
         f"--data_root {tmp_path} lacks LV-Eval's cmrc_mixup_32k, factrecall_en_16k (looked in {tmp_path}/lveval); get "
-        f"them with: launchers/run_eval.py --fetch lveval --data_root {tmp_path}"
+        f"them with: python launchers/run_eval.py --fetch lveval --data_root {tmp_path}"
     )
     with pytest.raises(UserError, match=r"lacks LV-Eval's hotpotwikiqa_mixup_16k, .* and 48 more \(looked in"):
         locate_tasks(LVEVAL, LVEVAL.tasks, tmp_path)

@@ -1,4 +1,4 @@
-"""The report's files, rendered by the real code from synthetic records."""
+"""The folder of an evaluation and the report's files, rendered by the real code."""
 
 import json
 import re
@@ -6,67 +6,103 @@ import re
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.records import EvaluationFolder, PieceRecord
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.drawing import draw
+from pipeline.evaluation.records import EvaluationFolder
+from pipeline.evaluation.report import SuiteResult, write_report
+from pipeline.evaluation.suite import Picture, Section, Table, Tile
 from pipeline.evaluation.training_curve import TrainingCurve, read_training_curve
-from tests.evaluation.synthetic import WINDOW, make_record
 
 FACTS = {"Weights": {"model": "runs/demo/adapter", "sha256": "ab" * 32}, "Machine": {"processes": "2"}}
+
+
+class Lengths:
+    """A suite of which only the end is needed."""
+
+    name = "lengths"
+
+    def summarise(self, records):
+        return {"total": sum(record["length"] for record in records.values())}
+
+    def sections(self, summary, records):
+        with draw(2.0) as ((axes,), drawing):
+            axes.plot([record["length"] for record in records.values()])
+        rows = [[key, str(record["length"])] for key, record in records.items()]
+        tables = [Table(["file", "length"], rows, "files", [1]), Table(["file"], [["x"]], "folded", is_folded=True)]
+        texts = [[("<i>word</i>", "rgb(1, 2, 3)", 'a "title"')]]
+        tiles = [Tile(str(summary["total"]), "in all")]
+        return [Section("Some lengths", "lead", tiles, tables, [Picture(drawing.png, "alt")], texts, "note")]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    records = [make_record(f"lib/<b>{i}</b>.py", str(i), 1024, i) for i in range(4)]
+    records = {f"lib/<b>{i}</b>.py": {"length": i} for i in range(4)}
     curve = TrainingCurve(list(range(1, 61)), [0.5 / i for i in range(1, 61)], "training loss")
-    return folder, records, write_report(folder, records, WINDOW, FACTS, curve)
+    return folder, records, write_report(folder, [SuiteResult(Lengths(), records)], FACTS, curve)
 
 
 def test_page_is_self_contained_and_escaped(report) -> None:
     page = (report[0] / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
-    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert page.count('src="data:image/png;base64,') == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page and "<b>1</b>" not in page
+    assert "&lt;i&gt;word&lt;/i&gt;" in page and 'title="a &#34;title&#34;"' in page
     assert 'name="viewport"' in page and "ab" * 32 in page
 
 
-def test_page_states_the_result(report) -> None:
-    page, summary = (report[0] / "report.html").read_text(), report[2]
-    assert f"recovers {100 * summary['kl']['recovered']:.1f}&nbsp;%" in page
-    for value in (summary["kl"]["window"], summary["kl"]["ahn"]):
-        assert f"{value:.4f}" in page
+def test_page_has_every_part_of_a_section_and_a_way_to_it(report) -> None:
+    page = (report[0] / "report.html").read_text()
+    assert 'href="#some-lengths"' in page and '<section id="some-lengths">' in page
+    for part in ("lead", "<b>6</b>", "<caption>files</caption>", "<summary>folded</summary>", 'alt="alt"', "note"):
+        assert part in page
+    assert '<tr class="emphasised"><th>lib/&lt;b&gt;1&lt;/b&gt;.py</th><td>1</td></tr>' in page
 
 
-def test_json_and_records_read_back(report) -> None:
+def test_json_and_examples_read_back(report) -> None:
     folder, records, summary = report
-    assert json.loads((folder / "report.json").read_text()) == summary
-    lines = (folder / "documents.jsonl").read_text().splitlines()
-    assert [PieceRecord(**json.loads(line)) for line in lines] == records
+    assert json.loads((folder / "report.json").read_text()) == summary == {"lengths": {"total": 6}}
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    assert lines == [{"suite": "lengths", "key": key, **record} for key, record in records.items()]
 
 
-def test_a_memory_that_harms_is_called_so(tmp_path) -> None:
-    records = [make_record(f"{i}.py", str(i), 400, i, ahn_share=1.3) for i in range(4)]
-    summary = write_report(tmp_path, records, WINDOW, FACTS, None)
-    page = (tmp_path / "report.html").read_text()
-    assert summary["kl"]["recovered"] < 0 and "makes the window worse" in page
-    assert page.count('src="data:image/png;base64,') == 2
+def folder_of(path, rank=0, window_size=96, **suites) -> EvaluationFolder:
+    return EvaluationFolder(path, rank, {"weights": "w", "window_size": window_size}, suites)
 
 
-def test_one_document_makes_a_report_without_intervals(tmp_path) -> None:
-    write_report(tmp_path, [make_record("a", "0", 400, 0)], WINDOW, FACTS, None)
-    assert "not defined for one document" in (tmp_path / "report.html").read_text()
+def test_folder_keeps_records_of_all_ranks_and_lets_suites_be_added(tmp_path) -> None:
+    first, second = folder_of(tmp_path, heldout={"data": 1}), folder_of(tmp_path, rank=1, heldout={"data": 1})
+    first.write("heldout", "a", {"x": 1.5}, 0.25, 1.0)
+    assert not second.has("heldout", "a")
+    second.write("heldout", "b", {"x": 2}, 0.5, 2.0)
+    assert second.records == {("heldout", "a"): {"x": 1.5}, ("heldout", "b"): {"x": 2}}
+    more = folder_of(tmp_path, needles={"seed": 0})
+    assert more.has("heldout", "b") and not more.has("needles", "b")
+    assert more.seconds == {"heldout": 0.75} and more.peak_rss_gib == 2.0
+    known = json.loads((tmp_path / "settings.json").read_text())["suites"]
+    assert known == {"heldout": {"data": 1}, "needles": {"seed": 0}}
 
 
-def test_folder_keeps_whole_records_and_refuses_other_settings(tmp_path) -> None:
-    folder = EvaluationFolder(tmp_path, {"weights": "w", "window_size": 96})
-    record = make_record("a", "0", 200, 0)
-    assert not folder.has("0")
-    folder.write(record)
-    again = EvaluationFolder(tmp_path, {"weights": "w", "window_size": 96})
-    assert again.has("0") and again.read("0") == record
-    assert sorted(p.name for p in (tmp_path / "records").iterdir()) == ["0.json"]
+def test_folder_refuses_other_settings(tmp_path) -> None:
+    folder_of(tmp_path, heldout={"data": 1})
     with pytest.raises(UserError, match="window_size 96, this one has 128"):
-        EvaluationFolder(tmp_path, {"weights": "w", "window_size": 128})
+        folder_of(tmp_path, window_size=128)
+    with pytest.raises(UserError, match="heldout: data 1, this one has 2"):
+        folder_of(tmp_path, heldout={"data": 2})
+
+
+@pytest.mark.parametrize("torn", [1, 10, -1])
+def test_a_line_that_was_not_finished_is_measured_again(tmp_path, torn) -> None:
+    folder = folder_of(tmp_path)
+    for key in "ab":
+        folder.write("heldout", key, {"x": key}, 0.25, 1.0)
+    path = tmp_path / "records/rank-0.jsonl"
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1
+    path.write_bytes(whole[: second + torn] if torn > 0 else whole[:-1])
+    assert folder_of(tmp_path, rank=1).records == {("heldout", "a"): {"x": "a"}}
+    again = folder_of(tmp_path)
+    again.write("heldout", "b", {"x": "b"}, 0.25, 1.0)
+    assert path.read_bytes() == whole
 
 
 def test_training_curve_comes_from_the_metrics_file(tmp_path) -> None:

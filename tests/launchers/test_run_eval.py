@@ -1,63 +1,117 @@
-"""run_eval.py as a user runs it: one process, several, stopped and started again, and what it refuses."""
+"""run_eval.py as a user runs it: one process, several, killed and started again, and what it refuses."""
 
 import json
+import random
 import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from tests.distributed.processes import run
-from tests.launchers.conftest import REPOSITORY, launch
+import pytest
+
+from pipeline.distributed.launch import free_port
+from tests.drill import record
+from tests.killing import kill_when
+from tests.launchers.conftest import REPOSITORY, Tiny, launch
+
+SCRIPT = REPOSITORY / "launchers/run_eval.py"
+NOT_TIMED = ["--suites", "heldout", "needles", "absorbed", "probing"]
+SMALL = ["--needles.tasks", "passkey", "--needles.lengths", 300, 500, "--needles.depths", 0, 1, "--absorbed.facts", 2,
+         "--absorbed.documents", 2, "--absorbed.windows", 1, 3, "--probing.documents", 2]  # fmt: skip
 
 
-def read(folder) -> dict:
-    return json.loads((folder / "report.json").read_text())
+def flags_of(tiny: Tiny, output: Path) -> list[object]:
+    return ["--model", tiny.adapter, "--data", tiny.held_out, "--output", output, *NOT_TIMED, *SMALL]
 
 
-def comparable(summary: dict) -> dict:
-    """What does not depend on time and machine."""
-    return {name: summary[name] for name in ("kl", "ppl", "num_documents", "num_tokens", "window")}
+def two_ranks(flags: Sequence[object]) -> list[str]:
+    torchrun = Path(sys.executable).with_name("torchrun")
+    rendezvous = ["--nproc_per_node", 2, "--master_port", free_port()]
+    return [str(part) for part in [torchrun, *rendezvous, SCRIPT, *flags]]
 
 
-def test_two_ranks_and_a_restart_give_one_processs_report(tiny, tmp_path) -> None:
-    flags = ["--model", tiny.adapter, "--data", tiny.held_out]
-    done = launch("run_eval.py", *flags, "--output", tmp_path / "one")
+def lines_of(folder: Path) -> list[tuple[str, str]]:
+    """Suite and key of every whole line that any rank has written."""
+    parts = [path.read_bytes() for path in (folder / "records").glob("*.jsonl")]
+    entries = [json.loads(line) for part in parts for line in part[: part.rfind(b"\n") + 1].splitlines()]
+    return [(entry["suite"], entry["key"]) for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Tiny, tmp_path_factory) -> Path:
+    """The evaluation of one process that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("alone") / "eval"
+    done = launch("run_eval.py", *flags_of(tiny, folder))
     assert done.returncode == 0, done.stderr
-    alone = read(tmp_path / "one")
-    assert alone["num_documents"] == 4 and alone["kl"]["window"] > 0.01
-    assert abs(alone["kl"]["ahn"] - alone["kl"]["window"]) > 0.01, "the memory does not act"
-    assert f"{alone['kl']['ahn']:.4f}" in done.stdout and str(tmp_path / "one/report.html") in done.stdout
+    report = json.loads((folder / "report.json").read_text())
+    kl = report["heldout"]["kl"]
+    assert report["heldout"]["num_documents"] == 4 and kl["window"] > 0.01
+    assert abs(kl["ahn"] - kl["window"]) > 0.01, "the memory does not act"
+    assert abs(kl["memory_off"] - kl["window"]) < 1e-5
+    assert f"{kl['ahn']:.4f}" in done.stdout and str(folder / "report.html") in done.stdout
+    return folder
 
-    torchrun = [
-        shutil.which("torchrun", path=str(REPOSITORY / ".venv/bin")),
-        "--standalone",
-        "--nproc_per_node",
-        2,
-    ]
-    script = REPOSITORY / "launchers/run_eval.py"
-    ranks = run([*torchrun, script, *flags, "--output", tmp_path / "two"], tmp_path / "two.log")
-    assert ranks.returncode == 0, ranks.output
-    assert comparable(read(tmp_path / "two")) == comparable(alone)
 
-    records = sorted((tmp_path / "one/records").iterdir())
-    kept = {path: path.stat().st_mtime_ns for path in records[::2]}
-    for path in [*records[1::2], tmp_path / "one/report.json"]:
-        path.unlink()
-    assert launch("run_eval.py", *flags, "--output", tmp_path / "one").returncode == 0
-    assert comparable(read(tmp_path / "one")) == comparable(alone)
-    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+def test_two_ranks_killed_and_a_process_that_goes_on_give_one_processs_report(tiny, alone, tmp_path) -> None:
+    flags, total = flags_of(tiny, tmp_path / "eval"), len(lines_of(alone))
+    assert kill_when(lambda: len(lines_of(tmp_path / "eval")) >= total // 3, [two_ranks(flags)], None)
+    done_before = lines_of(tmp_path / "eval")
+    assert total // 3 <= len(done_before) < total
+    done = launch("run_eval.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert sorted(lines_of(tmp_path / "eval")) == sorted(lines_of(alone)), "an example was lost or run twice"
+    for name in ("report.json", "examples.jsonl"):
+        assert (tmp_path / "eval" / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1800)
+def test_ten_kills_at_random_instants(tiny, alone, tmp_path) -> None:
+    flags, total, kills = flags_of(tiny, tmp_path / "eval"), len(lines_of(alone)), []
+    rng = random.Random(0)
+    while len(kills) < 10:
+        folder = tmp_path / f"eval{len(kills) // 5}"  # a second evaluation where five kills end the first
+        flags = flags_of(tiny, folder)
+        due = min(total - 1, len(lines_of(folder)) + rng.randrange(1, total // 5))
+        only_one = rng if len(kills) % 2 else None
+        if kill_when(lambda folder=folder, due=due: len(lines_of(folder)) >= due, [two_ranks(flags)], only_one):
+            kills.append({"units_done": len(lines_of(folder)), "one_process": only_one is not None})
+    for folder in (tmp_path / "eval0", tmp_path / "eval1"):
+        assert launch("run_eval.py", *flags_of(tiny, folder)).returncode == 0
+        assert sorted(lines_of(folder)) == sorted(lines_of(alone))
+        assert (folder / "report.json").read_bytes() == (alone / "report.json").read_bytes()
+    record("evaluation_kills", {"kills": kills, "units": total, "report_equals_the_undisturbed_one": True})
 
 
 def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     output = ("--output", tmp_path / "out")
     data = ("--data", tiny.held_out)
     assert "no such folder" in refused("run_eval.py", "--model", tmp_path / "gone", *data, *output)
-    assert "without a memory" in refused("run_eval.py", "--model", tiny.base, *data, *output)
+    assert "--num_sink_tokens and --window_size" in refused("run_eval.py", "--model", tiny.base, *data, *output)
+    assert "--model: give" in refused("run_eval.py", *data, *output)
     model = ("--model", tiny.adapter)
     assert "does not exist" in refused("run_eval.py", *model, "--data", tmp_path / "gone", *output)
-    long = refused("run_eval.py", *model, *data, *output, "--window_size", 500)
-    assert "W = 504" in long and "--window_size" in long
     assert "no metrics.jsonl" in refused("run_eval.py", *model, *data, *output, "--run", tmp_path)
     assert "--max_documents: must be >= 1" in refused("run_eval.py", *model, *data, *output, "--max_documents", 0)
     assert "wndow" in refused("run_eval.py", *model, *data, *output, "--wndow", 3)
+    assert "has one twice" in refused("run_eval.py", *model, *data, *output, "--variants", "ahn", "ahn")
+    assert "--suites: expected one of 'heldout'" in refused("run_eval.py", *output, "--suites", "passages")
+    assert "--data_root" in refused("run_eval.py", "--fetch", "lveval")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--window_size", 500), ("W = 504", "--window_size")),
+        (("--suites", "heldout", "--variants", "full"), ("--variants", "heldout")),
+    ],
+)
+def test_refuses_what_only_a_suite_can_tell_before_it_loads_the_model(tiny, tmp_path, flags, words) -> None:
+    files = ("--model", tiny.adapter, "--data", tiny.held_out, "--output", tmp_path / "out")
+    done = launch("run_eval.py", *files, *flags)
+    assert done.returncode == 2 and all(word in done.stderr for word in words), done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_data_of_another_tokenizer_is_refused(tiny, refused, tmp_path) -> None:

@@ -13,7 +13,7 @@ def stages_in(root: Path) -> dict[str, Stage]:
         "prepare": PrepareConfig("base", root / "data", inputs=["x"]),
         "cache": TeacherCacheConfig("base", "data", root / "cache", "hidden"),
         "train": TrainRunConfig("base", "data", root / "run", Path("zero.json"), train=TrainConfig(max_steps=9)),
-        "evaluate": EvalConfig(root / "run/adapter", "heldout", root / "eval"),
+        "evaluate": EvalConfig(root / "run/adapter", data="heldout", output=root / "eval"),
     }
     return {name: Stage(name, [], config) for name, config in configs.items()}
 

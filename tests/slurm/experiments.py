@@ -54,7 +54,12 @@ def make_experiment(root: Path, tokenizer: Path) -> Path:
             "window": {"budgets": [24, 32], "sinks": [2, 4], "inference_sinks": 4, "inference_window": 28},
             "train": train,
         },
-        "evaluate": {"data": str(root / "data"), "output": str(root / "eval"), "max_documents": 3},
+        "evaluate": {
+            "suites": ["heldout"],
+            "data": str(root / "data"),
+            "output": str(root / "eval"),
+            "max_documents": 3,
+        },
         "cache_jobs": 2,
         "poll_seconds": 0.2,
     }

@@ -48,7 +48,7 @@ def test_one_command_takes_documents_to_a_report(chain: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, MAX_STEPS + 1))
     assert all(row["loss/kl"] > 0 and row["optim/grad_norm"] > 0 for row in rows)
     assert all(row["teacher/cached_samples"] == 4 for row in rows)
-    report = json.loads((chain / "eval/report.json").read_text())
+    report = json.loads((chain / "eval/report.json").read_text())["heldout"]
     assert report["num_documents"] == 3 and report["kl"]["ahn"] != report["kl"]["window"]
     printed = (chain / "submit.log").read_text()
     assert list(job_numbers(printed)) == ["prepare", "cache", "finish_cache", "train", "evaluate"]

@@ -5,6 +5,7 @@ inside an archive decides where anything is read or written. No dataset script a
 """
 
 import json
+import shlex
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,7 @@ def locate_tasks(suite: Suite, tasks: Sequence[TaskSpec], data_root: Path) -> li
         UserError: some are missing; names them and the command that fetches them.
         DataError: an archive is no zip.
     """
-    folder, command = data_root / suite.name, f"launchers/run_eval.py --fetch {suite.name} --data_root {data_root}"
+    folder, command = data_root / suite.name, fetch_command(suite.name, str(data_root))
     found = {task.name: _locate(task, folder, f"fetch it again: {command}") for task in tasks}
     missing = [name for name, data in found.items() if data is None]
     if missing:
@@ -110,6 +111,11 @@ def locate_tasks(suite: Suite, tasks: Sequence[TaskSpec], data_root: Path) -> li
             f"--data_root {data_root} lacks {suite.title}'s {names} (looked in {folder}); get them with: {command}"
         )
     return [data for data in found.values() if data is not None]
+
+
+def fetch_command(name: str, data_root: str) -> str:
+    """The command line that fetches a benchmark."""
+    return f"python launchers/run_eval.py --fetch {name} --data_root {shlex.quote(data_root)}"
 
 
 def _locate(task: TaskSpec, folder: Path, advice: str) -> TaskData | None:

@@ -6,6 +6,15 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.evaluation.long_context.suite import LongContextExample, Suite
 
+SEAM_TOKENS = 8  # room for what tokenising a shortened prompt again may add
+
+
+def count_template_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that the tokenizer's chat template puts around one user message."""
+    empty = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(empty, add_generation_prompt=True, tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False).input_ids)
+
 
 class MiddleTruncation:
     """Fits prompts to a number of tokens as the suite's official code does, and counts by task what it cut.

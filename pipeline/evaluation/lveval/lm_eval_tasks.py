@@ -14,11 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.errors import UserError
 from pipeline.evaluation.long_context.data_files import TaskData, locate_tasks
 from pipeline.evaluation.long_context.suite import LongContextExample
-from pipeline.evaluation.long_context.truncation import MiddleTruncation
+from pipeline.evaluation.long_context.truncation import SEAM_TOKENS, MiddleTruncation, count_template_tokens
 from pipeline.evaluation.lveval.tasks import LVEVAL
 
 logger = logging.getLogger(__name__)
-SEAM_TOKENS = 8  # room for what tokenising a shortened prompt again may add
 
 
 def lveval_group(
@@ -50,7 +49,7 @@ def lveval_group(
     unknown = [name for name in names if name not in specs]
     if unknown:
         raise UserError(f"--tasks {unknown[0]}: LV-Eval has no such task; they are {next(iter(specs))} and so on")
-    num_template_tokens = _count_template_tokens(tokenizer) if apply_chat_template else 0
+    num_template_tokens = count_template_tokens(tokenizer) if apply_chat_template else 0
     score = AggMetricConfig(metric="score", aggregation="mean", weight_by_size=False)
     group = Group("lveval", alias="LV-Eval", aggregate_metric_list=[score], metadata={"version": 1})
     for data in locate_tasks(LVEVAL, [specs[name] for name in names], data_root):
@@ -104,9 +103,3 @@ def _fit_row(example: LongContextExample, truncation: MiddleTruncation) -> dict[
         "keywords": example.keywords,
         "truncated": int(prompt != example.prompt),
     }
-
-
-def _count_template_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    empty = [{"role": "user", "content": ""}]
-    text = tokenizer.apply_chat_template(empty, add_generation_prompt=True, tokenize=False)
-    return len(tokenizer(text, add_special_tokens=False).input_ids)

@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import DataError
-from pipeline.evaluation.documents import select_pieces
+from pipeline.evaluation.heldout.pieces import select_pieces
 from tests.training.synthetic import make_data
 
 

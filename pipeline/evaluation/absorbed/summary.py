@@ -1,0 +1,34 @@
+"""From records to numbers: what each variant still knows of a document, by distance."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.config import Variant
+from pipeline.evaluation.needles.ratios import WITHOUT_LOSS, recovered, score, sum_answers
+from pipeline.evaluation.suite import Record
+
+Row = Variant | Literal["foreign"]
+"""`foreign`: the AHN with the memory of another document."""
+
+
+def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: Sequence[int]) -> dict[str, Any]:
+    """By variant, with `foreign` after `ahn`, the numbers of `score` for each distance; `recovered` likewise."""
+    rows: list[Row] = [row for v in variants for row in ((v, "foreign") if v == "ahn" else (v,))]
+    sums = {row: sum_documents(records, row) for row in rows}
+    found: dict[str, Any] = {"variants": {}, "recovered": {}}
+    for row in rows:
+        found["variants"][row] = [{"windows": w, **score(at)} for w, at in zip(windows, sums[row], strict=True)]
+        if row not in WITHOUT_LOSS and {"full", "window"} <= sums.keys():
+            compared = zip(windows, sums["full"], sums["window"], sums[row], strict=True)
+            found["recovered"][row] = [{"windows": w, **recovered(*at)} for w, *at in compared]
+    return found
+
+
+def sum_documents(records: Sequence[Record], row: Row) -> np.ndarray:
+    """Sums over the questions about each document at each distance, float64 [distances, documents, 5]."""
+    variant, asked = ("ahn", "foreign") if row == "foreign" else (row, "questions")
+    of_variant = [record["distances"] for record in records if record["variant"] == variant]
+    sums = [[sum_answers(distance[asked]) for distance in distances] for distances in of_variant]
+    return np.array(sums).transpose(1, 0, 2)

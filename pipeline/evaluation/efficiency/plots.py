@@ -1,0 +1,43 @@
+"""The picture of suite `efficiency`, as PNG bytes."""
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from pipeline.evaluation.drawing import draw
+from pipeline.evaluation.suite import Record
+from pipeline.evaluation.variant_style import COLOURS, LABELS
+
+
+def plot_efficiency(contexts: Sequence[Record]) -> bytes:
+    """Seconds of reading, milliseconds of a new token, cache and FLOPs against the length of the context."""
+    by_variant = {r["variant"]: [x for x in contexts if x["variant"] == r["variant"]] for r in contexts}
+    with draw(9.0, heights=(1, 1, 1, 0.8)) as ((prefill, decode, cache, flops), drawing):
+        for variant, records in by_variant.items():
+            accounted = [r for r in records if r["accounted"] is not None]
+            dots = {"color": COLOURS[variant], "label": LABELS[variant], "marker": "o", "markersize": 4}
+            line = {"color": COLOURS[variant], "linewidth": 1.4}
+            _draw(prefill, records, lambda r: r["prefill_s"], dots | {"linewidth": 1})
+            _draw(decode, records, lambda r: 1000 * r["decode_s"], dots | {"linewidth": 1})
+            _draw(cache, records, lambda r: r["cache_bytes"] / 2**20, dots | {"linestyle": "none"})
+            _draw(cache, accounted, lambda r: r["accounted"]["kept_bytes"] / 2**20, line)
+            _draw(flops, accounted, lambda r: r["accounted"]["prefill_flops"] / 1e9, line)
+        for axes, label in ((prefill, "read (s)"), (cache, "cache (MiB)"), (flops, "read (GFLOPs)")):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_ylabel(label)
+        decode.set_ylabel("new token (ms)")
+        decode.set_ylim(bottom=0)
+        lengths = sorted({r["length"] for r in contexts})
+        flops.set_xscale("log", base=2)
+        flops.set_xticks(lengths, [f"{n:,}" for n in lengths])
+        flops.xaxis.set_minor_locator(NullLocator())
+        flops.set_xlabel("context (tokens)")
+        prefill.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawing.png
+
+
+def _draw(axes: Axes, records: Sequence[Record], value: Callable[[Record], float], style: dict) -> None:
+    axes.plot([r["length"] for r in records], [value(r) for r in records], **style)

@@ -1,0 +1,62 @@
+"""Suite `efficiency` in the report."""
+
+from typing import Any
+
+from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.efficiency.plots import plot_efficiency
+from pipeline.evaluation.efficiency.summary import GROWING
+from pipeline.evaluation.suite import Picture, Record, Section, Table
+from pipeline.evaluation.variant_style import LABELS
+
+MIB = 2**20
+
+
+def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, prefill_chunk: int) -> Section:
+    """Growth, the picture, and every context folded away."""
+    contexts, growth = summary["contexts"], summary["growth"]
+    longest, threads = max(r["length"] for r in contexts), max(r["threads"] for r in contexts)
+    lead = (
+        f"A context of up to {longest:,} tokens ({longest / window.lossless_budget:.3g} W) read in parts of at most "
+        f"{prefill_chunk:,} tokens, then {new_tokens} tokens one by one."
+    )
+    note = (
+        f"Taken by the first process, with {threads} CPU thread(s), after its other work; the other processes named "
+        f"below were free to work on. Reading: median of up to 3 times. Decoding: median of {new_tokens} tokens after "
+        f"one that is not timed, logits included; reading computes none, the accounted FLOPs have them for every "
+        f"token. Buffers with full attention grow by doubling, so the cache may hold up to twice what it needs. "
+        f"{LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and {LABELS['full']} cost."
+    )
+    caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
+    picture = Picture(plot_efficiency(contexts), "Time, cache and FLOPs by length of the context", caption)
+    tables = [*([_growth(growth)] if any(growth.values()) else []), _contexts(contexts)]
+    return Section("Time and memory against the length of the context", lead, (), tables, [picture], note=note)
+
+
+def _growth(growth: dict[str, list[dict[str, float]]]) -> Table:
+    rows = [
+        [LABELS[variant], *(f"x {steps[-1][name]:.2f}" for name in GROWING)]
+        for variant, steps in growth.items()
+        if steps
+    ]
+    last = next(steps[-1] for steps in growth.values() if steps)
+    caption = f"When the context doubles (between {last['from']:,} and {last['to']:,} tokens)"
+    emphasised = [i for i, row in enumerate(rows) if row[0] == LABELS["ahn"]]
+    return Table(["attention", "time to read it", "time of a new token", "cache"], rows, caption, emphasised)
+
+
+def _contexts(contexts: list[Record]) -> Table:
+    header = ["attention", "tokens", "read (s)", "new token (ms)", "cache (MiB)", "accounted, as kept (MiB)",
+              "accounted, paper's formula (MiB)", "read (GFLOPs)", "new token (GFLOPs)"]  # fmt: skip
+    on_cuda = any(r["peak_bytes"] is not None for r in contexts)
+    rows = []
+    for r in contexts:
+        accounted = ["", "", "", ""]
+        if r["accounted"] is not None:
+            a = r["accounted"]
+            accounted = [f"{a['kept_bytes'] / MIB:.2f}", f"{a['cache_bytes'] / MIB:.2f}",
+                         f"{a['prefill_flops'] / 1e9:,.1f}", f"{a['decode_flops'] / 1e9:.3f}"]  # fmt: skip
+        row = [LABELS[r["variant"]], f"{r['length']:,}", f"{r['prefill_s']:.3f}", f"{1000 * r['decode_s']:.1f}",
+               f"{r['cache_bytes'] / MIB:.2f}", *accounted]  # fmt: skip
+        rows.append([*row, f"{r['peak_bytes'] / MIB:,.0f}"] if on_cuda else row)
+    header = [*header, "CUDA peak (MiB)"] if on_cuda else header
+    return Table(header, rows, f"All {len(rows)} contexts", is_folded=True)

@@ -1,0 +1,59 @@
+"""The pictures of suite `heldout`, as PNG bytes."""
+
+from collections.abc import Sequence
+
+from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.drawing import QUIET, draw
+from pipeline.evaluation.heldout.summary import DocumentTotals, PositionBin
+from pipeline.evaluation.variant_style import COLOURS, LABELS
+
+
+def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
+    """KL of every variant against the number of tokens evicted by then, and what the memory saves."""
+    has_saved = {"window", "ahn"} <= bins[0].kl.keys()
+    with draw(4.6 if has_saved else 3.4, heights=(2, 1) if has_saved else (1,)) as (panels, drawing):
+        kl, centres = panels[0], [b.centre for b in bins]
+        for variant in bins[0].kl:
+            values = [b.kl[variant] for b in bins]
+            kl.plot(centres, values, color=COLOURS[variant], label=LABELS[variant], marker="o", markersize=3)
+        kl.set_ylabel("KL to full (nats)")
+        kl.set_ylim(bottom=0)
+        kl.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        if has_saved:
+            widths = [0.8 * (b.end - b.start) for b in bins]
+            saved = [b.kl["window"] - b.kl["ahn"] for b in bins]
+            panels[1].bar(centres, saved, width=widths, color=COLOURS["ahn"])
+            panels[1].axhline(0, color=QUIET, linewidth=0.8)
+            panels[1].set_ylabel("saved (nats)")
+        panels[-1].set_xlabel("tokens past the lossless budget W")
+    return drawing.png
+
+
+def plot_nll_by_position(bins: Sequence[PositionBin], window: WindowSpec) -> bytes:
+    """Negative log-likelihood of every variant, less that of full attention, against the position in the text."""
+    with draw(3.2) as ((axes,), drawing):
+        positions = [window.lossless_budget + b.centre for b in bins]
+        for variant in bins[0].kl:
+            values = [b.nll[variant] - b.nll["full"] for b in bins]
+            axes.plot(positions, values, color=COLOURS[variant], label=LABELS[variant], marker="o", markersize=3)
+        axes.axhline(0, color=COLOURS["full"], linewidth=1, label=LABELS["full"])
+        axes.set_ylabel("loss above full (nats)")
+        axes.set_xlabel("position in the text (tokens)")
+        axes.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawing.png
+
+
+def plot_documents(documents: Sequence[DocumentTotals]) -> bytes:
+    """Each document's KL with the window alone (x) and with the memory (y): below the diagonal is better."""
+    with draw(4.0, width=4.4) as ((axes,), drawing):
+        window = [d.kl["window"] / d.tokens for d in documents]
+        ahn = [d.kl["ahn"] / d.tokens for d in documents]
+        low, high = 0.95 * min(window + ahn), 1.05 * max(window + ahn)
+        axes.plot([low, high], [low, high], color=QUIET, linewidth=1, linestyle="--", label="no change")
+        axes.scatter(window, ahn, color=COLOURS["ahn"], s=28, alpha=0.8, linewidths=0, label="one document")
+        axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
+        axes.set_aspect("equal")
+        axes.set_xlabel("KL, sinks + window (nats)")
+        axes.set_ylabel("KL, sinks + window + AHN (nats)")
+        axes.legend(frameon=False, loc="upper left")
+    return drawing.png

@@ -1,0 +1,156 @@
+"""Suites `lveval` and `infinitebench`: every variant answers the official prompts, scored by the official metrics.
+
+One limit holds for all variants of a run, so that all see the same prompt: the base's max_position_embeddings, times
+--yarn_factor where `full_yarn` is among the variants. A longer prompt loses its middle, as the official code cuts it.
+"""
+
+import fnmatch
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pipeline.config import Variant
+from pipeline.errors import UserError
+from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
+from pipeline.evaluation.long_context.data_files import TaskData, fetch_command, locate_tasks
+from pipeline.evaluation.long_context.scores import make_section, summarise_scores
+from pipeline.evaluation.long_context.suite import LongContextExample, TaskSpec
+from pipeline.evaluation.long_context.suite import Suite as Benchmark
+from pipeline.evaluation.long_context.truncation import SEAM_TOKENS, MiddleTruncation, count_template_tokens
+from pipeline.evaluation.lveval.tasks import LVEVAL
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.model.loading import load_config
+
+BENCHMARKS: dict[str, Benchmark] = {"lveval": LVEVAL, "infinitebench": INFINITEBENCH}
+
+
+class BenchmarkSuite:
+    """One unit a task, example and variant, with key "task/line/variant".
+
+    A record has `score` (0 .. 1), `answer`, `prompt_tokens`, `truncated` and `seconds`.
+
+    Raises:
+        UserError: no --data_root, missing files, an unknown task, no chat template, or no room for a prompt.
+        DataError: a file is damaged or has no row of its task.
+    """
+
+    def __init__(self, name: Literal["lveval", "infinitebench"], inputs: EvaluationInputs) -> None:
+        config = inputs.config
+        self.name, self._benchmark, self._tokenizer = name, BENCHMARKS[name], inputs.tokenizer
+        self._variants, self._is_chat = inputs.variants, config.chat
+        if config.data_root is None:
+            raise UserError(
+                f"--data_root: `{name}` reads {self._benchmark.title}'s files; get them with: "
+                f"{fetch_command(name, 'ROOT')}"
+            )
+        if config.chat and inputs.tokenizer.chat_template is None:
+            raise UserError(f"--chat: the tokenizer {inputs.files.tokenizer} has no chat template; leave --chat out")
+        tasks = _choose_tasks(self._benchmark, config.tasks, [suite for suite in config.suites if suite in BENCHMARKS])
+        self._context = _context(inputs)
+        template_tokens = count_template_tokens(inputs.tokenizer) if config.chat else 0
+        self._truncations = {}
+        for task in tasks:
+            room = self._context - task.max_new_tokens - template_tokens - SEAM_TOKENS
+            if room < 2:
+                raise UserError(
+                    f"--tasks: {task.name} generates up to {task.max_new_tokens:,} tokens, so a context of "
+                    f"{self._context:,} has no room for its prompt; leave it out"
+                )
+            self._truncations[task.name] = MiddleTruncation(self._benchmark, inputs.tokenizer, room)
+        self._data = {data.task.name: data for data in locate_tasks(self._benchmark, tasks, config.data_root)}
+        self._ids, self._bad_rows, self._fingerprint = _scan(self._data, config.max_examples)
+        self._reading: tuple[str, Iterator[LongContextExample]] = ("", iter(()))
+        self._prompt: tuple[LongContextExample, list[int], bool] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        data = f"{len(self._data)} tasks, {len(self._ids)} examples, sha256 {self._fingerprint}"
+        return {"data": data, "context": self._context, "chat": self._is_chat}
+
+    def units(self) -> list[Unit]:
+        return [Unit(f"{key}/{variant}", (variant,)) for key in self._ids for variant in self._variants]
+
+    def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
+        (variant,) = unit.variants
+        example, tokens, is_truncated = self._find_prompt(unit.key.rsplit("/", 1)[0])
+        task, reader = self._data[example.task].task, readers[variant]
+        started = time.monotonic()
+        new = reader.generate(tokens, reader.new_cache(), task.max_new_tokens)
+        seconds = time.monotonic() - started
+        answer = self._tokenizer.decode(new, skip_special_tokens=True)
+        return {
+            "score": task.score(answer, example),
+            "answer": answer,
+            "prompt_tokens": len(tokens),
+            "truncated": is_truncated,
+            "seconds": seconds,
+        }
+
+    def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        tasks = [data.task for data in self._data.values()]
+        scores = summarise_scores(self.name, tasks, self._variants, records)
+        return {"context": self._context, "chat": self._is_chat, "bad_rows": self._bad_rows, **scores}
+
+    def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
+        return [make_section(self._benchmark, summary)]
+
+    def _find_prompt(self, key: str) -> tuple[LongContextExample, list[int], bool]:
+        """Example, its tokens as they are read, and whether it lost its middle; kept for the next variant."""
+        if self._prompt is None or self._prompt[0].id != key:
+            example = self._find_example(key)
+            text = self._truncations[example.task].fit(example)
+            is_truncated = text != example.prompt
+            if self._is_chat:
+                message = [{"role": "user", "content": text}]
+                text = self._tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            tokens = self._tokenizer(text, add_special_tokens=not self._is_chat, verbose=False).input_ids
+            self._prompt = (example, tokens, is_truncated)
+        return self._prompt
+
+    def _find_example(self, key: str) -> LongContextExample:
+        """Goes on in the task's file, or begins it again for an earlier line: one example is in memory at a time."""
+        task = key.rpartition("/")[0]
+        if self._reading[0] != task:
+            self._reading = (task, iter(self._data[task]))
+        found = next((example for example in self._reading[1] if example.id == key), None)
+        if found is None:
+            self._reading = (task, iter(self._data[task]))
+            found = next(example for example in self._reading[1] if example.id == key)
+        return found
+
+
+def _choose_tasks(benchmark: Benchmark, asked: list[str] | None, suites: list[str]) -> list[TaskSpec]:
+    if asked is None:
+        return list(benchmark.tasks)
+    known = [task.name for suite in suites for task in BENCHMARKS[suite].tasks]
+    for pattern in asked:
+        if not fnmatch.filter(known, pattern):
+            raise UserError(f"--tasks {pattern}: no such task of {' or '.join(suites)}; they are {', '.join(known)}")
+    chosen = [task for task in benchmark.tasks if any(fnmatch.fnmatchcase(task.name, pattern) for pattern in asked)]
+    if not chosen:
+        raise UserError(f"--tasks {asked}: none is {benchmark.title}'s; leave {benchmark.name} out of --suites")
+    return chosen
+
+
+def _context(inputs: EvaluationInputs) -> int:
+    """Tokens of prompt and answer together."""
+    config = load_config(inputs.files.tokenizer).get_text_config()
+    factor = inputs.config.yarn_factor if "full_yarn" in inputs.variants else 1.0
+    return int(config.max_position_embeddings * factor)
+
+
+def _scan(data: Mapping[str, TaskData], max_examples: int | None) -> tuple[list[str], dict[str, int], str]:
+    """Ids of the examples, bad rows before the last of them by task, and a fingerprint of what they hold."""
+    ids, bad_rows, fingerprint = [], {}, hashlib.sha256()
+    for name, of_task in data.items():
+        for number, example in enumerate(of_task, start=1):
+            ids.append(example.id)
+            content = [example.id, example.prompt, example.references, example.keywords]
+            fingerprint.update(json.dumps(content).encode())
+            if number == max_examples:
+                break
+        bad_rows[name] = len(of_task.bad_rows)
+    return ids, bad_rows, fingerprint.hexdigest()[:16]

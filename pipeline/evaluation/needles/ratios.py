@@ -1,0 +1,78 @@
+"""Scores of many answers: ratios of sums over prompts or documents, with their intervals."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Variant
+from pipeline.evaluation.bootstrap import paired_interval
+from pipeline.evaluation.suite import Record
+
+NUM_DRAWS = 2000
+COLUMNS = ("answers", "recalled", "tokens", "log_prob", "top1")
+RATIOS = {"recall": ("recalled", "answers"), "log_prob": ("log_prob", "tokens"), "top1": ("top1", "tokens")}
+RECOVERED = ("recall", "log_prob")
+WITHOUT_LOSS: tuple[Variant, ...] = ("full", "full_yarn", "window")
+"""Variants that have nothing to recover, or do not try."""
+
+
+def sum_answers(answers: Iterable[Record]) -> np.ndarray:
+    """COLUMNS of one prompt's or document's answers, float64 [5]."""
+    rows = [[1.0, *(float(answer[name]) for name in COLUMNS[1:])] for answer in answers]
+    return np.array(rows).reshape(-1, len(COLUMNS)).sum(0)
+
+
+def score(sums: np.ndarray) -> dict[str, Any]:
+    """`recall`: share of answers recalled; `log_prob`: mean over the answers' tokens, nats; `top1`: share of those
+    tokens that are the likeliest of the vocabulary. Each with its 95 % interval, `*_ci95`.
+
+    Args:
+        sums: COLUMNS of P prompts or documents, float64 [P, 5]; those without answers are left out. None stands for a
+            ratio without any, and for an interval of fewer than two.
+    """
+    sums = sums[sums[:, 0] > 0]
+    found: dict[str, Any] = {}
+    for name in RATIOS:
+        columns = _columns(sums, name)
+        found[name] = float(_divide(columns.sum(0)[None])[0]) if len(columns) else None
+        found[f"{name}_ci95"] = _interval(columns, _divide)
+    return found
+
+
+def recovered(full: np.ndarray, window: np.ndarray, variant: np.ndarray) -> dict[str, Any]:
+    """(variant - window) / (full - window) of `recall` and `log_prob`, and `*_ci95`.
+
+    None where full attention is no better than the window, in the whole or, for the interval, in a draw of it.
+
+    Args:
+        full, window, variant: COLUMNS of the same P prompts or documents, float64 [P, 5].
+    """
+    has_answers = full[:, 0] > 0
+    found: dict[str, Any] = {}
+    for name in RECOVERED:
+        sums = np.concatenate([_columns(x[has_answers], name) for x in (full, window, variant)], 1)
+        value = float(_recovered_share(sums.sum(0)[None])[0]) if len(sums) else np.nan
+        is_defined = bool(np.isfinite(value))
+        found[name] = value if is_defined else None
+        found[f"{name}_ci95"] = _interval(sums, _recovered_share) if is_defined else None
+    return found
+
+
+def _columns(sums: np.ndarray, name: str) -> np.ndarray:
+    return sums[:, [COLUMNS.index(column) for column in RATIOS[name]]]
+
+
+def _divide(totals: np.ndarray) -> np.ndarray:
+    return totals[:, 0] / totals[:, 1]
+
+
+def _recovered_share(totals: np.ndarray) -> np.ndarray:
+    of_full, of_window, of_variant = (_divide(totals[:, i : i + 2]) for i in (0, 2, 4))
+    lost = of_full - of_window
+    return np.divide(of_variant - of_window, lost, out=np.full_like(lost, np.nan), where=lost > 0)
+
+
+def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> list[float] | None:
+    found = paired_interval(sums, statistic, num_draws=NUM_DRAWS)
+    return None if found is None or not np.isfinite(found).all() else list(found)

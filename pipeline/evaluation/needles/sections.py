@@ -1,0 +1,97 @@
+"""Suite `needles` in the report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.needles.plots import plot_grid
+from pipeline.evaluation.published import niah_table
+from pipeline.evaluation.suite import Picture, Record, Section, Table, Tile
+from pipeline.evaluation.variant_style import LABELS
+
+PLACES = {"evicted": "evicted", "in_window": "in the window"}
+SCORES = ("recall", "log-probability (nats)", "likeliest tokens")
+
+
+def make_section(summary: dict[str, Any], records: Sequence[Record], window: WindowSpec, max_positions: int) -> Section:
+    """The numbers, the heat map, task by task, and what was published."""
+    variants = list(summary["variants"])
+    tasks = list(summary["variants"][variants[0]]["evicted"]["tasks"])
+    lengths = sorted({record["length"] for record in records})
+    lead = (
+        f"Sentences hidden in prompts of {lengths[0]:,} to {lengths[-1]:,} tokens and asked for at the end, "
+        f"{len(records) // len(variants)} prompts ({', '.join(task.replace('_', ' ') for task in tasks)}). Those that "
+        f"the window of {window.window_size:,} tokens still holds are counted apart from the evicted ones. "
+        f"{LABELS['memory_off']} answers as {LABELS['window']} does, and is not asked."
+    )
+    note = (
+        "Evicted: at the prompt's last token, no token of the needle is in the window or a sink; one that is partly in "
+        "the window counts as in it, and each assignment of variable tracking counts by itself. Recall: share of the "
+        "answers that a greedy continuation of the prompt has as whole words. Log-probability, and share of tokens "
+        "that are the likeliest: of the right answer's tokens, given those before. Recovered: (variant - window) / "
+        "(full - window). Intervals: 95 %, paired bootstrap over prompts."
+    )
+    if summary["lengths_beyond_max_position_embeddings"]:
+        beyond = ", ".join(f"{length:,}" for length in summary["lengths_beyond_max_position_embeddings"])
+        note += f" Longer than the base's {max_positions:,} positions: {beyond} tokens."
+    caption = (
+        "Mean over all tasks, nats. Framed: all needles are in the window. With several needles, the depth is that of "
+        "the first."
+    )
+    picture = Picture(plot_grid(records, variants), "Log-probability of the answers by depth and length", caption)
+    tables = [_variants(summary, place) for place in PLACES]
+    tables += [_tasks(summary, place, tasks) for place in PLACES] + [niah_table()]
+    return Section("Needles in a haystack", lead, _tiles(summary), tables, [picture], note=note)
+
+
+def format_score(found: dict[str, Any], name: str, style: str) -> str:
+    """A number and its interval, as far as they are defined."""
+    if found[name] is None:
+        return "-"
+    bounds = found[f"{name}_ci95"]
+    return f"{found[name]:{style}}" + ("" if bounds is None else f" [{bounds[0]:{style}}, {bounds[1]:{style}}]")
+
+
+def _variants(summary: dict[str, Any], place: str) -> Table:
+    header = ["attention", *SCORES]
+    with_recovered = place == "evicted" and bool(summary["recovered"])
+    if with_recovered:
+        header += ["log-probability recovered", "recall recovered"]
+    rows = []
+    for variant, of_variant in summary["variants"].items():
+        row = [LABELS[variant], *_scores(of_variant[place])]
+        if with_recovered:
+            shares = summary["recovered"].get(variant)
+            names = ("log_prob", "recall")
+            row += ["", ""] if shares is None else [format_score(shares, name, ".1%") for name in names]
+        rows.append(row)
+    first = next(iter(summary["variants"].values()))
+    caption = f"Needles {PLACES[place]}: {first[place]['num_needles']}"
+    return Table(header, rows, caption, emphasised=[i for i, v in enumerate(summary["variants"]) if v == "ahn"])
+
+
+def _tasks(summary: dict[str, Any], place: str, tasks: Sequence[str]) -> Table:
+    rows = []
+    for task in tasks:
+        for variant, of_variant in summary["variants"].items():
+            found = of_variant[place]["tasks"][task]
+            rows.append([task.replace("_", " "), LABELS[variant], str(found["num_needles"]), *_scores(found)])
+    header = ["task", "attention", "needles", *SCORES]
+    return Table(header, rows, f"Task by task: needles {PLACES[place]}", is_folded=True)
+
+
+def _scores(found: dict[str, Any]) -> list[str]:
+    return [
+        format_score(found, name, style) for name, style in (("recall", ".1%"), ("log_prob", ".3f"), ("top1", ".1%"))
+    ]
+
+
+def _tiles(summary: dict[str, Any]) -> list[Tile]:
+    tiles = []
+    if "ahn" in summary["variants"]:
+        found = summary["variants"]["ahn"]["evicted"]
+        tiles.append(Tile(format_score(found, "recall", ".1%"), "of evicted needles recalled with the memory"))
+    if "ahn" in summary["recovered"]:
+        share = format_score(summary["recovered"]["ahn"], "log_prob", ".1%")
+        tiles.append(Tile(share, "of the log-probability that evicted needles lose, recovered by the memory"))
+    return tiles

@@ -1,0 +1,72 @@
+"""How much of what each layer's attention gives comes from its memory, and what the model loses without it."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.probing.passes import embed, read_whole, zeroed_memories
+from pipeline.losses.chunked_kl import score_positions
+
+Shares = dict[int, Tensor]
+
+
+@torch.no_grad()
+def memory_shares(model: PreTrainedModel, ids: Tensor, window: WindowSpec) -> Tensor:
+    """|memory read| / |attention output| of each layer, before o_proj, over all heads: [layers, N - W].
+
+    Column i is the query at position W + i, the (i + 1)-th that reads the memory. Both norms are of a token's vector
+    [Hq * D]; the attention output is that of sinks + window.
+    """
+    shares: Shares = {}
+    with ExitStack() as hooks:
+        for index, layer in enumerate(model.get_decoder().layers):
+            reads: list[Tensor] = []
+            hooks.enter_context(layer.ahn.fn.register_forward_hook(partial(_keep_read, reads)))
+            divide = partial(_divide, reads, shares, index)
+            hooks.enter_context(layer.self_attn.o_proj.register_forward_pre_hook(divide))
+        read_whole(model, embed(model, ids), window)
+    return torch.stack([shares[index] for index in range(len(shares))])
+
+
+def _keep_read(reads: list[Tensor], _module: nn.Module, _args: tuple, output: Tensor) -> None:
+    reads.append(output)
+
+
+def _divide(reads: list[Tensor], shares: Shares, index: int, _module: nn.Module, args: tuple[Tensor]) -> None:
+    read, attended = reads.pop().flatten(2), args[0]
+    read = read.to(attended.dtype).to(torch.promote_types(attended.dtype, torch.float32))
+    attention = attended[:, -read.shape[1] :] - read
+    shares[index] = (read.norm(dim=-1) / attention.norm(dim=-1))[0]
+
+
+@torch.no_grad()
+def kl_without(
+    model: PreTrainedModel,
+    ids: Tensor,
+    positions: Tensor,
+    window: WindowSpec,
+    layer_sets: Iterable[Iterable[int]],
+    chunk_size: int,
+) -> list[float]:
+    """Sum over `positions` of KL(full || AHN without the memories of these layers), in nats, for each set of layers.
+
+    Args:
+        model: an AHN model in eval mode.
+        ids: int64 [N].
+        positions: int64 [M] in [0, N - 1).
+        window: what attention keeps.
+        layer_sets: one pass each.
+        chunk_size: positions whose logits exist at one time.
+    """
+    head, embeddings, targets = model.get_output_embeddings().weight, embed(model, ids), ids[positions + 1]
+    full, sums = read_whole(model, embeddings, None)[positions], []
+    for layers in layer_sets:
+        with zeroed_memories(model, layers):
+            student = read_whole(model, embeddings, window)[positions]
+        sums.append(score_positions(student, full, targets, head, chunk_size).kl.double().sum().item())
+    return sums

@@ -1,0 +1,106 @@
+"""What an evaluation is made of: suites, each a list of units to measure, a summary and a section of the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.attention.window import WindowSpec
+from pipeline.config import EvalConfig, Variant
+from pipeline.data.loader import PackedDataset
+from pipeline.evaluation.reader import Reader
+from pipeline.model.files import ModelFiles
+
+Record = dict[str, Any]
+"""What was measured of one unit: JSON values."""
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What suites are made from. `variants`: those asked for that the model has. `haystack`: tokens of a long text.
+    `dataset`: None without --data."""
+
+    config: EvalConfig
+    files: ModelFiles
+    window: WindowSpec
+    variants: tuple[Variant, ...]
+    tokenizer: PreTrainedTokenizerBase
+    haystack: Sequence[int]
+    dataset: PackedDataset | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is measured in one go and recorded as one line. `key` is unique in the suite.
+
+    `variants`: those that it needs. `on_first_rank`: a timing, which rank 0 takes when all its other units are done.
+    """
+
+    key: str
+    variants: tuple[Variant, ...]
+    on_first_rank: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are printed as they are; the first column holds names. `emphasised`: indices of rows in bold."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    emphasised: Sequence[int] = ()
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, for one column of text. `is_square`: at most 500 px wide."""
+
+    png: bytes
+    alt: str
+    caption: str = ""
+    is_square: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure in large print."""
+
+    value: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report, printed in the order of its fields. `texts`: of words with a CSS colour and a title."""
+
+    title: str
+    lead: str = ""
+    tiles: Sequence[Tile] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    texts: Sequence[Sequence[tuple[str, str, str]]] = ()
+    note: str = ""
+
+
+class Suite(Protocol):
+    """A suite checks its flags and files when it is made, before any model is loaded."""
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values that determine what its records hold, besides model, window, dtype and variant."""
+
+    def units(self) -> list[Unit]:
+        """All units, the same for equal settings and variants, in an order that the summary keeps."""
+
+    def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
+        """Measures one unit; `readers` has those variants that the unit names."""
+
+    def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """Its part of report.json, from the records of all its units by key, in order."""
+
+    def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
+        """Its part of the report."""

@@ -1,0 +1,171 @@
+"""Absorbed documents: facts in a text, questions after more of it, the control of the memory, the numbers by hand."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from pipeline.attention.window import Document, WindowSpec
+from pipeline.config import AbsorbedConfig, ConfigError, EvalConfig
+from pipeline.errors import UserError
+from pipeline.evaluation.absorbed.suite import AbsorbedSuite
+from pipeline.evaluation.absorbed.summary import summarise
+from pipeline.evaluation.haystack import read_haystack
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.suite import EvaluationInputs
+from pipeline.model.files import resolve_model
+from pipeline.model.loading import load_model
+from tests.conftest import TINY_VOCAB_SIZE
+from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+
+TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(60))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("absorbed")
+    make_adapter(folder / "adapter", make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE))
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder / "base")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """Its memories forget slowly, so that what they hold still shows after a question of several windows."""
+    model = load_model(str(folder / "adapter"), dtype=torch.float32).double().eval()
+    with torch.no_grad():
+        for layer in model.get_decoder().layers:
+            layer.ahn.fn.A_log.fill_(-6.0)
+    return model
+
+
+@pytest.fixture
+def make_suite(folder, tokenizer):
+    def make(variants=("full", "window", "memory_off", "ahn"), suite=AbsorbedSuite, window=TINY_WINDOW, **absorbed):
+        text = folder / "text.txt"
+        config = EvalConfig(folder / "adapter", folder / "out", haystack=text, absorbed=AbsorbedConfig(**absorbed))
+        tokens, files = read_haystack(text, tokenizer), resolve_model(config.model, None)
+        return suite(EvaluationInputs(config, files, window, variants, tokenizer, tokens, None))
+
+    return make
+
+
+@pytest.mark.parametrize("window_size", [12, 200])
+def test_a_document_is_a_window_of_text_with_facts_past_the_sinks(make_suite, tokenizer, window_size):
+    window = WindowSpec(30, window_size)
+    suite = make_suite(window=window, facts=3, windows=[2, 1])
+    document = suite.document(0)
+    num_facts_tokens = sum(end - start for start, end in document.places)
+    assert len(document.tokens) == max(window.lossless_budget, 30 + num_facts_tokens)
+    assert len(document.filler) == 2 * window_size and document.places[0][0] >= 30
+    rest = tokenizer.decode([*document.tokens[1:], *document.filler])
+    for (start, end), question in zip(document.places, document.questions, strict=True):
+        fact = tokenizer.decode(document.tokens[start:end])
+        asked, answer = tokenizer.decode(question.question), tokenizer.decode(question.answer)
+        name = asked.split("of ")[1].split("?")[0]
+        assert fact == f"\nThe code of {name} is{answer}.\n" and asked.endswith(f"The code of {name} is")
+        rest = rest.replace(fact, "")
+    assert rest in TEXT
+    shortest = min(len(question.question) for question in document.questions)
+    first_query = len(document.tokens) + window_size + shortest - 1  # which gives an answer after one window
+    facts = np.concatenate([np.arange(*place) for place in document.places])
+    assert not window.visible(np.array(first_query), facts).any()
+    assert suite.document(0) == document != suite.document(1)
+
+
+@pytest.mark.parametrize("variant", ["full", "ahn"])
+@torch.no_grad()
+def test_questions_go_on_from_one_reading_as_whole_forwards_do(model, make_suite, variant):
+    suite = make_suite(documents=1, facts=2, windows=[1, 4])
+    (unit,) = [unit for unit in suite.units() if unit.variants == (variant,)]
+    record = suite.measure(unit, {variant: Reader(model, variant, TINY_WINDOW, 29, 4.0)})
+    document = suite.document(0)
+    assert [found["windows"] for found in record["distances"]] == [1, 4]
+    for found in record["distances"]:
+        context = [*document.tokens, *document.filler[: found["windows"] * 12]]
+        for asked, question in zip(found["questions"], document.questions, strict=True):
+            tokens = torch.tensor([*context, *question.question, *question.answer])
+            scope = Document(0, 0, len(tokens), None if variant == "full" else TINY_WINDOW)
+            logits = model(tokens[None], use_cache=False, documents=(scope,), use_memory=variant == "ahn").logits[0]
+            count = len(question.answer)
+            log_probs, right = logits[-count - 1 : -1].log_softmax(-1), tokens[-count:]
+            is_top = log_probs.argmax(-1) == right
+            assert asked["log_prob"] == pytest.approx(float(log_probs[torch.arange(count), right].sum()), abs=1e-9)
+            assert (asked["tokens"], asked["top1"]) == (count, int(is_top.sum()))
+            assert asked["recalled"] == bool(is_top.all())
+        assert ("foreign" in found) == (variant == "ahn")
+
+
+class OneDocument(AbsorbedSuite):
+    """Every document is the same, so another one's memory is one's own."""
+
+    def document(self, number):
+        return super().document(0)
+
+
+def test_the_control_takes_the_memory_of_another_document(model, make_suite):
+    readers = {"ahn": Reader(model, "ahn", TINY_WINDOW, 64, 4.0)}
+    for suite, is_own in ((AbsorbedSuite, False), (OneDocument, True)):
+        suite = make_suite(("ahn",), suite, documents=1, facts=2, windows=[1, 2])
+        for found in suite.measure(suite.units()[0], readers)["distances"]:
+            own, foreign = ([asked["log_prob"] for asked in found[name]] for name in ("questions", "foreign"))
+            assert own == foreign if is_own else min(abs(a - b) for a, b in zip(own, foreign, strict=True)) > 1e-3
+
+
+def make_records(variants=("full", "window", "ahn")):
+    """Two documents of one fact each, at two distances."""
+    log_probs = {"full": [-1.0, -2.0], "window": [-9.0, -10.0], "ahn": [-5.0, -9.0], "foreign": [-8.0, -10.0]}
+
+    def ask(variant, distance, number):
+        is_right = variant == "full" or (variant, distance, number) == ("ahn", 0, 0)
+        log_prob = log_probs[variant][distance] - number
+        return [{"recalled": is_right, "log_prob": log_prob, "tokens": 2, "top1": 2 * is_right}]
+
+    records = {}
+    for variant in variants:
+        for number in range(2):
+            distances = [{"windows": w, "questions": ask(variant, i, number)} for i, w in enumerate([1, 4])]
+            if variant == "ahn":
+                distances = [{**at, "foreign": ask("foreign", i, number)} for i, at in enumerate(distances)]
+            records[f"{number}/{variant}"] = {"document": number, "variant": variant, "distances": distances}
+    return records
+
+
+def test_the_summary_has_each_distance_and_what_is_recovered():
+    summary = summarise(list(make_records().values()), ("full", "window", "ahn"), [1, 4])
+    assert list(summary["variants"]) == ["full", "window", "ahn", "foreign"]
+    near, far = summary["variants"]["ahn"]
+    assert (near["windows"], near["recall"], near["log_prob"], near["top1"]) == (1, 0.5, -2.75, 0.5)
+    assert (far["windows"], far["recall"], far["log_prob"]) == (4, 0.0, -4.75)
+    assert near["log_prob_ci95"] == pytest.approx([-3.0, -2.5]) and near["recall_ci95"] == [0.0, 1.0]
+    ahn, foreign = summary["recovered"]["ahn"], summary["recovered"]["foreign"]
+    assert [at["log_prob"] for at in ahn] == [0.5, 0.125] and [at["log_prob"] for at in foreign] == [0.125, 0.0]
+    assert [at["recall"] for at in ahn] == [0.5, 0.0] and summary["recovered"].keys() == {"ahn", "foreign"}
+
+
+@pytest.mark.parametrize("variants", [("full", "window", "ahn"), ("window",)])
+def test_the_section_has_a_row_a_variant_and_one_for_the_control(make_suite, variants):
+    suite, records = make_suite(variants, windows=[1, 4]), make_records(variants)
+    (section,) = suite.sections(suite.summarise(records), records)
+    assert section.pictures[0].png.startswith(b"\x89PNG") and section.tables[0].header[1:] == ["1 window", "4 windows"]
+    rows = [row[0] for row in section.tables[0].rows]
+    if "ahn" in variants:
+        assert rows[-2:] == ["sinks + window + AHN", "AHN, another document's memory"]
+        assert section.tables[1].rows[0][1:] == ["50.0% [50.0%, 50.0%]", "12.5% [12.5%, 12.5%]"]
+        assert section.tiles[0].value.startswith("50.0%")
+    else:
+        assert rows == ["sinks + window"] and len(section.tables) == 3
+
+
+def test_facts_and_text_must_suffice(make_suite):
+    with pytest.raises(UserError, match=r"--absorbed.facts 500: at most \d\d"):
+        make_suite(facts=500)
+    with pytest.raises(UserError, match=r"--haystack .*text.txt has [\d,]+ tokens, --absorbed.windows needs 1[\d,]+"):
+        make_suite(windows=[1000])
+    with pytest.raises(ConfigError, match=r"--absorbed.windows: .*twice"):
+        AbsorbedConfig(windows=[2, 2])

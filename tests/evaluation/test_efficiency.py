@@ -1,0 +1,92 @@
+"""What suite `efficiency` measures and accounts for, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline.config import EfficiencyConfig, EvalConfig
+from pipeline.evaluation.efficiency.suite import EfficiencySuite
+from pipeline.evaluation.efficiency.summary import summarise
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.suite import EvaluationInputs
+from pipeline.metrics.accounting import compute_account, load_architecture
+from pipeline.model.files import resolve_model
+from pipeline.model.loading import load_model
+from tests.conftest import TINY_VOCAB_SIZE
+from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+
+VARIANTS = ("full", "window", "memory_off", "ahn")
+HAYSTACK = list(range(2, 25))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    base = make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
+    make_adapter(folder / "adapter", base)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def readers(folder):
+    model = load_model(str(folder / "adapter"), dtype=torch.float32).eval()
+    return {variant: Reader(model, variant, TINY_WINDOW, 48, 4.0) for variant in VARIANTS}
+
+
+def make_suite(folder, efficiency) -> EfficiencySuite:
+    config = EvalConfig(
+        model=folder / "adapter",
+        output=folder / "eval",
+        prefill_chunk=48,
+        variants=list(VARIANTS),
+        efficiency=efficiency,
+    )
+    files = resolve_model(folder / "adapter", None)
+    return EfficiencySuite(EvaluationInputs(config, files, TINY_WINDOW, VARIANTS, None, HAYSTACK, None))
+
+
+def test_records_hold_what_caches_hold_and_what_accounting_says(folder, readers) -> None:
+    suite = make_suite(folder, EfficiencyConfig(lengths=[64, 16], new_tokens=3))
+    units = suite.units()
+    assert [unit.key for unit in units] == [f"{v}/{n}" for v in ("full", "window", "ahn") for n in (16, 64)]
+    assert all(unit.on_first_rank for unit in units)
+    records = {unit.key: suite.measure(unit, {v: readers[v] for v in unit.variants}) for unit in units}
+    assert records == json.loads(json.dumps(records, allow_nan=False))
+    architecture = load_architecture(str(folder / "base"))
+    for key, record in records.items():
+        assert record["prefill_s"] > 0 and record["decode_s"] > 0 and record["peak_bytes"] is None
+        reader, length = readers[record["variant"]], record["length"]
+        cache = reader.new_cache()
+        reader.read((HAYSTACK * 3)[:length], cache)
+        held = [x for layer in cache.layers for x in layer.tensors().values()]
+        assert record["cache_bytes"] == sum(x.nelement() * x.element_size() for x in held), key
+        if record["variant"] == "window":
+            assert record["accounted"] is None
+            continue
+        now, then = (compute_account(architecture, "gated_delta_net", n, TINY_WINDOW) for n in (length, length + 1))
+        accounted, name = record["accounted"], record["variant"]
+        assert accounted["prefill_flops"] == getattr(now.model_flops, name)
+        assert accounted["decode_flops"] == getattr(then.model_flops, name) - getattr(now.model_flops, name)
+        assert accounted["cache_bytes"] == getattr(now.cache_bytes, name)
+        if name == "ahn":
+            assert record["cache_bytes"] == accounted["kept_bytes"] == now.kept_bytes
+    assert records["full/64"]["cache_bytes"] == records["full/64"]["accounted"]["cache_bytes"]
+    summary = suite.summarise(records)
+    (section,) = suite.sections(json.loads(json.dumps(summary)), records)
+    assert len(section.tables[1].rows) == 6 and section.pictures[0].png.startswith(b"\x89PNG")
+
+
+def test_growth_is_per_doubling() -> None:
+    def record(length, seconds):
+        return {"variant": "full", "length": length, "prefill_s": seconds, "decode_s": 2.0, "cache_bytes": length}
+
+    growth = summarise([record(800, 90.0), record(100, 1.0), record(200, 3.0)])["growth"]["full"]
+    assert [(step["from"], step["to"]) for step in growth] == [(100, 200), (200, 800)]
+    assert [step["prefill_s"] for step in growth] == pytest.approx([3, 30**0.5])
+    assert all(step["decode_s"] == 1 and step["cache_bytes"] == pytest.approx(2) for step in growth)
+
+
+def test_lengths_are_multiples_of_the_budget_if_none_are_given(folder) -> None:
+    suite = make_suite(folder, EfficiencyConfig())
+    assert [unit.key for unit in suite.units()][:5] == [f"full/{n * 16}" for n in (1, 2, 4, 8, 16)]

@@ -1,0 +1,181 @@
+"""LV-Eval and InfiniteBench as suites of the evaluation: prompts, limits, scores and tables, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from pipeline.config import EvalConfig
+from pipeline.data.shard_format import DataError
+from pipeline.errors import UserError
+from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
+from pipeline.evaluation.long_context.evaluation import BenchmarkSuite
+from pipeline.evaluation.long_context.truncation import SEAM_TOKENS
+from pipeline.evaluation.published import averages_table
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.suite import EvaluationInputs
+from pipeline.model.files import resolve_model
+from pipeline.model.loading import load_model
+from tests.conftest import TINY_VOCAB_SIZE
+from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+
+CONTEXT = 1024  # of the tiny base
+ENGLISH = ["factrecall_en_16k", "factrecall_en_32k"]
+BOOK = "def test(tmp_path): the session is a folder with tokens. " * 60  # more tokens than fit
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    return make_adapter(folder / "adapter", make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE))
+
+
+@pytest.fixture(scope="module")
+def readers(adapter):
+    model = load_model(str(adapter), dtype=torch.float32).eval()
+    return {name: Reader(model, name, TINY_WINDOW, 256, 2.0) for name in ("full", "full_yarn", "window", "ahn")}
+
+
+@pytest.fixture
+def inputs(adapter, tmp_path):
+    def make(variants=("full", "ahn"), tokenizer=None, **settings):
+        settings = {"data_root": tmp_path, "yarn_factor": 2.0, "suites": ["lveval"]} | settings
+        config = EvalConfig(model=adapter, output=tmp_path / "out", **settings)
+        files = resolve_model(adapter, None)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(files.tokenizer)
+        return EvaluationInputs(config, files, files.window, variants, tokenizer, [], None)
+
+    return make
+
+
+def lveval_row(context, answer="a"):
+    return {"context": context, "input": "Who is it?", "answers": [answer], "answer_keywords": None}
+
+
+def write(root, suite, task, *rows):
+    (root / suite).mkdir(exist_ok=True)
+    (root / suite / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measure(suite, readers):
+    return {u.key: suite.measure(u, {v: readers[v] for v in u.variants}) for u in suite.units()}
+
+
+def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs, readers):
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row("short"), {"context": 3}, lveval_row(BOOK), lveval_row("after"))
+    write(tmp_path, "lveval", ENGLISH[1], lveval_row("other"))
+    given = inputs(tasks=["factrecall_en_??k"], max_examples=2)  # 16k, 32k and 64k
+    with pytest.raises(UserError, match=r"lacks LV-Eval's factrecall_en_64k .*--fetch lveval --data_root"):
+        BenchmarkSuite("lveval", given)
+    given = inputs(tasks=ENGLISH, max_examples=2)
+    suite = BenchmarkSuite("lveval", given)
+    keys = [unit.key for unit in suite.units()]
+    assert keys == [
+        f"{e}/{v}" for e in (f"{ENGLISH[0]}/1", f"{ENGLISH[0]}/3", f"{ENGLISH[1]}/1") for v in ("full", "ahn")
+    ]
+    first = measure(suite, readers)
+    room = CONTEXT - 16 - SEAM_TOKENS
+    for variant in ("full", "ahn"):
+        short, cut = (first[f"{ENGLISH[0]}/{line}/{variant}"] for line in (1, 3))
+        assert not short["truncated"] and cut["truncated"]
+        assert room - 2 <= cut["prompt_tokens"] <= room + SEAM_TOKENS and short["prompt_tokens"] < 200
+    said = [first[f"{ENGLISH[0]}/{line}/full"]["answer"] for line in (1, 3)]
+    assert all(said) and said[0] != first[f"{ENGLISH[0]}/1/ahn"]["answer"]  # the memory acts
+
+    # What full attention says becomes the right answer.
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row("short", said[0]), {"context": 3}, lveval_row(BOOK, "no such"))
+    again = BenchmarkSuite("lveval", given)
+    assert again.settings["context"] == suite.settings["context"] == CONTEXT
+    assert again.settings["data"] != suite.settings["data"]
+    records = {unit.key: again.measure(unit, readers) for unit in reversed(again.units())}  # in any order
+    assert {key: record["answer"] for key, record in records.items()} == {
+        key: record["answer"] for key, record in first.items()
+    }
+    summary = json.loads(json.dumps(again.summarise(records), allow_nan=False))
+    task = summary["tasks"][ENGLISH[0]]
+    assert (task["examples"], task["truncated"], summary["bad_rows"][ENGLISH[0]]) == (2, 1, 1)
+    assert task["scores"]["full"]["score"] == 50.0 and task["scores"]["full"]["ci95"] == [0.0, 100.0]
+    assert summary["tasks"][ENGLISH[1]]["scores"]["full"]["ci95"] is None
+    assert summary["lengths"]["16k"]["full"] == 50.0 and summary["lengths"]["32k"]["full"] == 0.0
+    assert summary["sets"]["factrecall_en"]["full"] == summary["average"]["full"] == 25.0
+    (section,) = again.sections(summary, records)
+    averages, by_task, published = section.tables
+    assert averages.header == ("", "full", "sinks + window + AHN")
+    assert [row[:2] for row in averages.rows] == [
+        ["16k, mean of sets", "50.00"],
+        ["32k, mean of sets", "0.00"],
+        ["factrecall_en, mean of lengths", "25.00"],
+        ["mean of 2 tasks", "25.00"],
+    ]
+    assert by_task.rows[0][:4] == [ENGLISH[0], "f1", "2", "1"] and by_task.rows[0][5] == "50.00 (0.00 to 100.00)"
+    assert published == averages_table("lveval") and published.rows[0] == ["full attention", "4.41", "3.62", "4.99"]
+    assert "1,024 tokens" in section.lead and "1 longer prompts" in section.lead and "1 rows of" in section.lead
+
+
+def test_generation_goes_on_from_the_prompt_as_the_official_code_tokenises_it(tmp_path, inputs, readers):
+    write(
+        tmp_path, "infinitebench", "passkey", {"context": "sand " * 40, "input": "Key?", "answer": ["7"], "options": []}
+    )
+    given = inputs(suites=["infinitebench"], tasks=["passkey"], variants=("window",))
+    suite = BenchmarkSuite("infinitebench", given)
+    (record,) = measure(suite, readers).values()
+    (task,) = (task for task in INFINITEBENCH.tasks if task.name == "passkey")
+    row = {"context": "sand " * 40, "input": "Key?", "answer": ["7"]}
+    tokens = given.tokenizer(task.read_row("passkey/1", "passkey", row).prompt).input_ids
+    reader = readers["window"]
+    expected = reader.generate(tokens, reader.new_cache(), task.max_new_tokens)
+    assert record["answer"] == given.tokenizer.decode(expected) and record["prompt_tokens"] == len(tokens)
+    (section,) = suite.sections(suite.summarise({"passkey/1/window": record}), {})
+    assert section.tables[0].rows == [["mean of 1 task", "0.00"]] and "ROUGE" in section.note
+
+
+def test_one_limit_holds_for_all_variants(tmp_path, inputs, readers):
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row(BOOK))
+    suite = BenchmarkSuite("lveval", inputs(("window", "full_yarn"), tasks=ENGLISH[:1]))
+    records = measure(suite, readers)
+    assert suite.settings["context"] == 2 * CONTEXT
+    (length,) = {record["prompt_tokens"] for record in records.values()}
+    assert CONTEXT < length <= 2 * CONTEXT
+
+
+def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, readers):
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row("short"), lveval_row(BOOK))
+    given = inputs(("window",), tasks=ENGLISH[:1], chat=True)
+    with pytest.raises(UserError, match=r"--chat: the tokenizer .* has no chat template"):
+        BenchmarkSuite("lveval", given)
+    before, after = "[user]" + "-" * 30, "[assistant]"
+    template = f"{{% for m in messages %}}{before}{{{{ m.content }}}}{{% endfor %}}{after}"
+    given.tokenizer.chat_template = template
+    plain, chat = (
+        measure(BenchmarkSuite("lveval", inputs(("window",), given.tokenizer, tasks=ENGLISH[:1], chat=c)), readers)
+        for c in (False, True)
+    )
+    template_tokens = len(given.tokenizer(before + after, add_special_tokens=False).input_ids)
+    short, cut = (chat[key]["prompt_tokens"] - plain[key]["prompt_tokens"] for key in plain)
+    assert short == pytest.approx(template_tokens - 1, abs=4)  # without the token that begins a text
+    assert abs(cut) <= SEAM_TOKENS
+
+
+def test_what_cannot_be_run_is_one_line(tmp_path, inputs):
+    def refused(name="lveval", **settings):
+        with pytest.raises(UserError) as caught:
+            BenchmarkSuite(name, inputs(**settings))
+        return str(caught.value)
+
+    assert refused(data_root=None).endswith(
+        "get them with: python launchers/run_eval.py --fetch lveval --data_root ROOT"
+    )
+    assert refused(tasks=["passkey"]).startswith(
+        "--tasks passkey: no such task of lveval; they are hotpotwikiqa_mixup_16k"
+    )
+    both = ["lveval", "infinitebench"]
+    assert refused(tasks=["passkey"], suites=both).endswith("none is LV-Eval's; leave lveval out of --suites")
+    assert "no such task of lveval or infinitebench; they are" in refused(tasks=["passkey", "x"], suites=both)
+    assert "and 49 more" in refused() and f"--fetch lveval --data_root {tmp_path}" in refused()
+    assert refused("infinitebench", suites=both).startswith(
+        "--tasks: longbook_sum_eng generates up to 1,200 tokens, so"
+    )
+    write(tmp_path, "lveval", ENGLISH[0], {})
+    with pytest.raises(DataError, match="has no row of factrecall_en_16k"):
+        BenchmarkSuite("lveval", inputs(tasks=ENGLISH[:1]))

@@ -1,0 +1,254 @@
+"""Needles: what prompts are made of, which needles are evicted, how answers are scored, and the numbers by hand."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from pipeline.attention.window import Document, WindowSpec
+from pipeline.config import ConfigError, EvalConfig, NeedlesConfig
+from pipeline.errors import UserError
+from pipeline.evaluation.haystack import Haystack, read_haystack
+from pipeline.evaluation.needles.answers import mentions
+from pipeline.evaluation.needles.documents import EncodedAnswer, NeedlePrompt, build_prompt, encode_texts
+from pipeline.evaluation.needles.suite import NeedlesSuite
+from pipeline.evaluation.needles.summary import summarise
+from pipeline.evaluation.needles.tasks import DRAWS, draw_texts
+from pipeline.evaluation.reader import Reader
+from pipeline.evaluation.suite import EvaluationInputs
+from pipeline.model.files import resolve_model
+from pipeline.model.loading import load_model
+from tests.conftest import TINY_VOCAB_SIZE
+from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+
+TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(400))
+SINKS = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("needles")
+    make_adapter(folder / "adapter", make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE))
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder / "base")
+
+
+@pytest.fixture(scope="module")
+def haystack(folder, tokenizer):
+    return Haystack(read_haystack(folder / "text.txt", tokenizer), tokenizer)
+
+
+@pytest.fixture
+def make_suite(folder, tokenizer):
+    def make(variants=("full", "window", "memory_off", "ahn"), **needles):
+        text = folder / "text.txt"
+        config = EvalConfig(folder / "adapter", folder / "out", haystack=text, needles=NeedlesConfig(**needles))
+        files = resolve_model(config.model, None)
+        tokens = read_haystack(text, tokenizer)
+        return NeedlesSuite(EvaluationInputs(config, files, TINY_WINDOW, variants, tokenizer, tokens, None))
+
+    return make
+
+
+def make_prompt(haystack, tokenizer, task, length, depth, example=0):
+    texts = draw_texts(task, length, depth, example, seed=3)
+    encoded = encode_texts(tokenizer, texts)
+    generator = np.random.default_rng(example)
+    return texts, encoded, build_prompt(haystack, encoded, texts.depths, length, SINKS, generator)
+
+
+@pytest.mark.parametrize("task", DRAWS)
+@pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
+def test_a_prompt_is_text_with_its_sentences_at_their_depths(haystack, tokenizer, task, depth):
+    texts, encoded, prompt = make_prompt(haystack, tokenizer, task, 900, depth)
+    assert len(prompt.tokens) == 900 and prompt.tokens[:1] == encoded.beginning == [tokenizer.bos_token_id]
+    asked = encoded.asked
+    assert tokenizer.decode(prompt.tokens).endswith(texts.question) and len(prompt.places) == len(texts.answers)
+    for (start, end), sentence in zip(prompt.places, texts.sentences, strict=False):
+        assert tokenizer.decode(prompt.tokens[start:end]) == f"\n{sentence}\n"
+    rest = tokenizer.decode(prompt.tokens[1 : -len(asked.question)])
+    for sentence in texts.sentences:
+        assert rest.count(sentence) == 1
+        rest = rest.replace(f"\n{sentence}\n", "")
+    assert rest in TEXT
+    room = 900 - SINKS - len(asked.question) - sum(map(len, encoded.sentences))
+    before = prompt.places[0][0] - SINKS
+    others = [len(s) for s, d in zip(encoded.sentences, texts.depths, strict=True) if d < depth]
+    assert before >= 0 and abs(before - sum(others) - depth * room) <= (room // 8 if depth < 1 else 0)
+    if depth == 1:
+        assert prompt.places[-1][1] == 900 - len(asked.question)
+    else:
+        assert tokenizer.decode(prompt.tokens[: prompt.places[0][0]]).endswith((".", "\n"))
+
+
+@pytest.mark.parametrize("task", DRAWS)
+def test_answers_are_what_the_sentences_say_in_as_many_spans(tokenizer, task):
+    texts = draw_texts(task, 900, 0.5, 0, seed=3)
+    asked = encode_texts(tokenizer, texts).asked
+    for answer, sentence, span in zip(texts.answers, texts.sentences, asked.spans, strict=False):
+        assert (
+            mentions(sentence, answer)
+            and tokenizer.decode(asked.answer[span]).removeprefix(texts.separator) == f" {answer}"
+        )
+    assert tokenizer.decode(asked.answer) == texts.separator.join(f" {answer}" for answer in texts.answers)
+    assert len(set(texts.answers)) == len(texts.answers) == len(asked.spans)
+
+
+def test_prompts_are_a_function_of_their_seed_and_differ_between_examples(haystack, tokenizer):
+    first, again, other = (make_prompt(haystack, tokenizer, "multi_key", 700, 0.5, n)[2].tokens for n in (0, 0, 1))
+    assert first == again != other
+    for changed in ({"length": 701}, {"depth": 0.25}, {"example": 1}, {"seed": 4}):
+        at = {"task": "single", "length": 700, "depth": 0.5, "example": 0, "seed": 3}
+        assert draw_texts(**at).answers != draw_texts(**(at | changed)).answers
+
+
+def test_a_needle_is_evicted_when_its_last_token_is_and_none_is_a_sink():
+    window, length = WindowSpec(num_sink_tokens=4, window_size=12), 50
+    out, last_in, first_in = (20, 38), (20, 39), (38, 41)  # the last query, at 49, sees 38 .. 49
+    sink, after_sinks, at_end = (3, 6), (4, 6), (45, 50)
+    places = (out, last_in, first_in, sink, after_sinks, at_end)
+    prompt = NeedlePrompt([0] * length, places, EncodedAnswer([0], [0], (slice(0, 1),)))
+    assert prompt.evicted(window) == (True, False, False, False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "found"),
+    [
+        (" 12345.", "12345", True),
+        (" the number 12345", "12345", True),
+        (" 123456", "12345", False),
+        (" 112345", "12345", False),
+        (" KX, QR and ZB", "QR", True),
+        (" KXQR", "QR", False),
+        ("", "QR", False),
+    ],
+)
+def test_an_answer_is_recalled_as_a_whole_word(text, value, found):
+    assert mentions(text, value) is found
+
+
+@pytest.mark.parametrize("variant", ["full", "window", "ahn"])
+@torch.no_grad()
+def test_a_record_is_what_whole_forwards_say(folder, tokenizer, make_suite, variant):
+    model = load_model(str(folder / "adapter"), dtype=torch.float32).double().eval()
+    suite = make_suite(tasks=["multi_value"], lengths=[400], depths=[0.5])
+    (unit,) = [unit for unit in suite.units() if unit.key.endswith(f"/{variant}")]
+    assert unit.key == f"multi_value/len400/depth0.5/0/{variant}" and unit.variants == (variant,)
+    record = suite.measure(unit, {variant: Reader(model, variant, TINY_WINDOW, 37, 4.0)})
+    texts = draw_texts("multi_value", 400, 0.5, 0, seed=0)
+    encoded = encode_texts(tokenizer, texts)
+    prompt = build_prompt(suite._haystack, encoded, texts.depths, 400, 4, np.random.default_rng([0, 400, 0]))
+
+    def log_probs(tokens):
+        scope = Document(0, 0, len(tokens), None if variant == "full" else TINY_WINDOW)
+        return model(
+            torch.tensor([tokens]), use_cache=False, documents=(scope,), use_memory=variant == "ahn"
+        ).logits[0].log_softmax(-1)  # fmt: skip
+
+    answer, written = prompt.asked.answer, list(prompt.tokens)
+    found = log_probs([*prompt.tokens, *answer])[399:-1]
+    right, is_top = found[torch.arange(len(answer)), answer], found.argmax(-1) == torch.tensor(answer)
+    for needle, value, span in zip(record["needles"], texts.answers, prompt.asked.spans, strict=True):
+        assert needle["answer"] == value and needle["evicted"]
+        assert needle["log_prob"] == pytest.approx(float(right[span].sum()), abs=1e-9)
+        assert (needle["tokens"], needle["top1"]) == (len(right[span]), int(is_top[span].sum()))
+    while len(written) < 400 + len(answer) + 3 and (following := int(log_probs(written)[-1].argmax())) != 1:
+        written.append(following)
+    assert record["text"] == tokenizer.decode(written[400:])
+    assert record["variant"] == variant and record["depth"] == 0.5
+
+
+def test_units_leave_out_memory_off_and_are_one_a_prompt_and_variant(make_suite):
+    suite = make_suite(depths=[0.0, 1.0], examples=2)
+    keys = [unit.key for unit in suite.units()]
+    assert len(set(keys)) == len(keys) == 5 * 3 * 2 * 2 * 3
+    assert {unit.variants[0] for unit in suite.units()} == {"full", "window", "ahn"}
+
+
+def test_lengths_and_text_must_suffice(make_suite, tokenizer):
+    with pytest.raises(UserError, match=r"--needles.lengths 50: .* need 275"):
+        make_suite(lengths=[50])
+    with pytest.raises(UserError, match=r"--haystack .*text.txt has [\d,]+ tokens, --needles.lengths needs 99,000"):
+        make_suite(lengths=[99_000])
+    with pytest.raises(ConfigError, match=r"--needles.depths.*\[1.5\]"):
+        NeedlesConfig(depths=[1.5])
+    with pytest.raises(ConfigError, match=r"--needles.lengths: .*twice"):
+        NeedlesConfig(lengths=[300, 300])
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe text"])
+def test_a_haystack_that_cannot_be_read_is_named(tmp_path, tokenizer, content):
+    path = tmp_path / "hay.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"--haystack .*hay.txt cannot be read"):
+        read_haystack(path, tokenizer)
+
+
+def make_record(variant, needles, task="single", depth=0.5):
+    names = ("evicted", "recalled", "log_prob", "tokens", "top1")
+    found = [{"answer": "x", **dict(zip(names, needle, strict=True))} for needle in needles]
+    return {"task": task, "length": 400, "depth": depth, "example": 0, "variant": variant, "needles": found}
+
+
+def make_records():
+    """Two prompts; of the second's needles, one is in the window."""
+    return [
+        make_record("full", [(True, True, -1.0, 2, 2)]),
+        make_record("full", [(True, True, -2.0, 4, 3), (False, True, -0.5, 1, 1)], "passkey", 1.0),
+        make_record("window", [(True, False, -9.0, 2, 0)]),
+        make_record("window", [(True, False, -6.0, 4, 1), (False, True, -0.5, 1, 1)], "passkey", 1.0),
+        make_record("ahn", [(True, True, -5.0, 2, 1)]),
+        make_record("ahn", [(True, False, -4.0, 4, 1), (False, False, -2.5, 1, 0)], "passkey", 1.0),
+    ]
+
+
+def test_the_summary_counts_evicted_needles_apart():
+    summary = summarise(make_records(), ("full", "window", "ahn"), ["single", "passkey"])
+    ahn = summary["variants"]["ahn"]
+    assert (ahn["evicted"]["num_needles"], ahn["in_window"]["num_needles"]) == (2, 1)
+    assert (ahn["evicted"]["recall"], ahn["in_window"]["recall"]) == (0.5, 0.0)
+    assert ahn["evicted"]["log_prob"] == pytest.approx(-9 / 6) and ahn["in_window"]["log_prob"] == -2.5
+    assert ahn["evicted"]["top1"] == pytest.approx(2 / 6)
+    assert ahn["evicted"]["log_prob_ci95"] == pytest.approx([-2.5, -1.0]) and ahn["in_window"]["recall_ci95"] is None
+    assert ahn["evicted"]["tasks"]["passkey"]["log_prob"] == -1.0
+    assert ahn["in_window"]["tasks"]["single"] == {
+        "num_needles": 0, "recall": None, "recall_ci95": None, "log_prob": None, "log_prob_ci95": None, "top1": None,
+        "top1_ci95": None,
+    }  # fmt: skip
+    found = summary["recovered"]
+    assert found.keys() == {"ahn"} and found["ahn"]["recall"] == 0.5
+    assert found["ahn"]["log_prob"] == pytest.approx((-9 + 15) / (-3 + 15))
+    assert found["ahn"]["log_prob_ci95"] == pytest.approx([0.5, 0.5])
+
+
+def test_nothing_is_recovered_where_nothing_was_lost():
+    records = make_records()[2:]
+    alike = [{**r, "variant": "full"} for r in records[:2]]
+    found = summarise([*alike, *records], ("full", "window", "ahn"), ["single", "passkey"])["recovered"]["ahn"]
+    assert found == {"recall": None, "recall_ci95": None, "log_prob": None, "log_prob_ci95": None}
+    assert summarise(records, ("window", "ahn"), ["single", "passkey"])["recovered"] == {}
+
+
+def test_the_section_has_the_numbers_the_map_and_what_was_published(make_suite):
+    suite = make_suite(("full", "window", "ahn"), tasks=["single", "passkey"], lengths=[400, 2000], depths=[0.5, 1.0])
+    records = dict(enumerate(make_records()))
+    summary = suite.summarise(records)
+    (section,) = suite.sections(summary, records)
+    assert summary["lengths_beyond_max_position_embeddings"] == [2000] and "1,024 positions: 2,000" in section.note
+    ahn = section.tables[0].rows[2]
+    assert ahn[1:3] == ["50.0% [0.0%, 100.0%]", "-1.500 [-2.500, -1.000]"] and ahn[-1] == "50.0% [0.0%, 100.0%]"
+    assert [table.caption for table in section.tables[:2]] == ["Needles evicted: 2", "Needles in the window: 1"]
+    assert "arXiv 2510.07318" in section.tables[-1].caption and section.pictures[0].png.startswith(b"\x89PNG")
+
+
+def test_a_base_without_a_memory_has_its_section_too(make_suite):
+    suite = make_suite(("window",), tasks=["single", "passkey"], lengths=[400], depths=[0.5, 1.0])
+    records = dict(enumerate(make_records()[2:4]))
+    (section,) = suite.sections(suite.summarise(records), records)
+    assert [row[0] for row in section.tables[0].rows] == ["sinks + window"] and not section.tiles
