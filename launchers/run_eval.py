@@ -2,7 +2,7 @@
 
     python launchers/run_eval.py --model RUN/adapter --data HELDOUT --output EVAL --window_size 96
     python launchers/run_eval.py --model RUN/adapter --output EVAL --suites needles absorbed
-    torchrun --nproc_per_node 2 launchers/run_eval.py ...        (also: deepspeed --num_gpus 2, mpiexec -n 2)
+    torchrun --nproc_per_node 2 -- launchers/run_eval.py ...        (also: deepspeed --num_gpus 2, mpiexec -n 2)
     python launchers/run_eval.py --fetch lveval infinitebench --data_root BENCHMARKS
 
 Writes report.html, report.json and examples.jsonl. A stopped evaluation goes on from what is finished.

@@ -53,7 +53,7 @@ class EvaluationFolder:
         self.peak_rss_gib = 0.0
         self._folder.mkdir(parents=True, exist_ok=True)
         known = path / "settings.json"
-        found = json.loads(known.read_text()) if known.is_file() else {"suites": {}}
+        found = {"suites": {}, **(json.loads(known.read_text()) if known.is_file() else {})}
         wanted = json.loads(json.dumps({**common, "suites": suites}))
         if known.is_file():
             self._check("", {name: value for name, value in found.items() if name != "suites"}, wanted)

@@ -23,7 +23,7 @@ def test_all_own_suites_make_one_report_within_twenty_minutes(tmp_path) -> None:
     """The demo, which is kept in runs/demo, is run first where it is missing."""
     demo = run([sys.executable, REPOSITORY / "launchers/demo/run_demo.py"], tmp_path / "demo.log", timeout=3600)
     assert demo.returncode == 0, demo.output[-3000:]
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, "--master_port", free_port()]
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, "--master_port", free_port(), "--"]
     model = ["--model", DEMO / "train/adapter", "--num_sink_tokens", 32, "--window_size", 96, "--run", DEMO / "train"]
     data = ["--data", DEMO / "data/heldout", "--max_documents", 16, "--pieces_per_document", 1]
     output = DEMO / f"own_suites_{time.time_ns()}"

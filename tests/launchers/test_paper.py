@@ -49,7 +49,7 @@ def test_every_command_is_one_that_its_launcher_takes(command, monkeypatch):
         return
     if program in ("torchrun", "deepspeed"):
         assert rest[0] == {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[program] and rest[1].isdigit()
-        rest = rest[2:]
+        rest = rest[3:] if program == "torchrun" and rest[2] == "--" else rest[2:]
     else:
         assert program == "python"
     module, *arguments = rest[1:] if rest[0] == "-m" else rest

@@ -16,7 +16,7 @@ RUN = "/shared/ahn/qwen2.5-3b-gdn"
 BASE = "/shared/models/Qwen2.5-3B-Instruct"
 TRAIN = "python launchers/submit.py --config launchers/recipes/experiments/qwen2.5-3b-gdn.yaml --gpu_memory 80"
 FETCH = "python launchers/run_eval.py --data_root /shared/benchmarks --fetch"
-ON_GPUS = f"torchrun --nproc_per_node 8 launchers/run_eval.py --model {RUN}/adapter --output {RUN}/paper"
+ON_GPUS = f"torchrun --nproc_per_node 8 -- launchers/run_eval.py --model {RUN}/adapter --output {RUN}/paper"
 LM_EVAL = (
     f"python -m pipeline.evaluation.lm_eval_run --data_root /shared/benchmarks --model ahn --output_path {RUN}/paper"
 )
@@ -28,7 +28,7 @@ ABLATION = (
 DEMO = "make demo"
 DEMO_WINDOW = "--num_sink_tokens 32 --window_size 96"
 ON_CPU = (
-    f"torchrun --nproc_per_node 2 launchers/run_eval.py --model runs/demo/train/adapter {DEMO_WINDOW} "
+    f"torchrun --nproc_per_node 2 -- launchers/run_eval.py --model runs/demo/train/adapter {DEMO_WINDOW} "
     "--data runs/demo/data/heldout --max_documents 16 --pieces_per_document 1"
 )
 CPU_LM_EVAL = (
@@ -40,7 +40,7 @@ CPU_TRAIN = (
     "--model .cache/smollm2-135m --data runs/demo/data/train --output runs/paper"
 )
 CPU_HELDOUT = (
-    "torchrun --nproc_per_node 2 launchers/run_eval.py --suites heldout --data runs/demo/data/heldout "
+    "torchrun --nproc_per_node 2 -- launchers/run_eval.py --suites heldout --data runs/demo/data/heldout "
     f"--max_documents 16 --pieces_per_document 1 {DEMO_WINDOW}"
 )
 
@@ -73,9 +73,9 @@ ITEMS = (
         on_cpu=(
             DEMO,
             "python launchers/run_eval.py --data_root runs/benchmarks --fetch lveval",
-            f"torchrun --nproc_per_node 2 launchers/run_eval.py --model runs/demo/train/adapter {DEMO_WINDOW} --suites "
-            "lveval --data_root runs/benchmarks --tasks factrecall_en_16k --max_examples 2 --variants full window ahn "
-            "--output runs/paper/lveval",
+            f"torchrun --nproc_per_node 2 -- launchers/run_eval.py --model runs/demo/train/adapter {DEMO_WINDOW} "
+            "--suites lveval --data_root runs/benchmarks --tasks factrecall_en_16k --max_examples 2 "
+            "--variants full window ahn --output runs/paper/lveval",
         ),
         measures=(results.read_benchmarks,),
         published=(published.averages_table("lveval"), published.averages_table("infinitebench")),
