@@ -80,7 +80,8 @@ def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, seed: in
 
     sinks, window = task.num_sink_tokens, task.window_size
     settings = ["--config", config.recipe or LAUNCHERS / "recipes/recall.yaml"]
-    settings += ["--ds_config", REPOSITORY / "ds_configs/zero1.json", "--memory.cell", cell, "--train.seed", seed]
+    settings += ["--ds_config", REPOSITORY / "ds_configs/zero1.json", "--train.seed", seed]
+    settings += ["--memory.cell", cell, "--memory.init", config.init]
     settings += ["--window.budgets", [sinks + window], "--window.sinks", [sinks]]
     settings += ["--window.inference_sinks", sinks, "--window.inference_window", window]
     run_launcher("train.py", *settings, "--model", base, "--data", data, "--output", run)

@@ -73,6 +73,13 @@ class MemoryCell(nn.Module, ABC):
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Initial value of every parameter by name, on the CPU, as published (arXiv 2510.07318)."""
 
+    def long_memory_values(self) -> dict[str, Tensor]:
+        """Initial values in place of published ones: at first, head after head forgets from 2^-4 to 2^-12 a token.
+
+        As published, Mamba2 forgets 73 % a token and more, and GatedDeltaNet up to 80 %.
+        """
+        return {}
+
     @abstractmethod
     def write_gates(self, hidden_states: Tensor) -> Gates:
         """Gates of the tokens with these hidden states [B, T, hidden], for when they are compressed."""
@@ -169,6 +176,11 @@ class MemoryCell(nn.Module, ABC):
     def _prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.o_proj.weight.dtype
         return l2_normalise(q.to(dtype)), l2_normalise(k.to(dtype)), v.to(dtype)
+
+    @staticmethod
+    def _slow_decay_rates(num_heads: int) -> Tensor:
+        """-log of what is left of a state after a token, [Hq]."""
+        return torch.linspace(-4, -12, num_heads).exp2()
 
     def _constant_and_normal_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Norm weights 1, biases 0, the output matrix 0, linear weights N(0, 0.02)."""

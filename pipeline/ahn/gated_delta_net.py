@@ -111,8 +111,12 @@ class GatedDeltaNet(MemoryCell):
         dt = torch.empty(num_heads).uniform_(low, high, generator=generator).exp().clamp_(min=1e-4)
         return self._constant_and_normal_values(generator) | {
             "A_log": decay_rate.log(),
-            "dt_bias": dt + torch.log(-torch.expm1(-dt)),  # softplus(dt_bias) = dt
+            "dt_bias": _inverse_softplus(dt),
         }
+
+    def long_memory_values(self) -> dict[str, Tensor]:
+        dt = self._slow_decay_rates(self.A_log.shape[0])
+        return {"A_log": torch.zeros_like(dt), "dt_bias": _inverse_softplus(dt)}
 
     def write_gates(self, hidden_states: Tensor) -> Gates:
         hidden_states = hidden_states.to(self.A_log.dtype)
@@ -129,3 +133,7 @@ class GatedDeltaNet(MemoryCell):
 
     def gate_output(self, output: Tensor, gate: Tensor, exchange: RankExchange | None) -> Tensor:
         return self.o_norm(output) * gate[..., None]
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))

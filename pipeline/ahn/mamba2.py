@@ -104,6 +104,10 @@ class Mamba2(MemoryCell):
             "dt_bias": torch.ones(num_heads),
         }
 
+    def long_memory_values(self) -> dict[str, Tensor]:
+        num_heads = self.A_log.shape[0]  # dt, which starts at softplus(1), is how strongly a token is written, too
+        return {"A_log": (self._slow_decay_rates(num_heads) / F.softplus(torch.ones(num_heads))).log()}
+
     def write_gates(self, hidden_states: Tensor) -> Gates:
         return {"dt": F.softplus(self.dt_proj(hidden_states.to(self.A_log.dtype)) + self.dt_bias)}
 

@@ -77,6 +77,8 @@ class RecallStudyConfig:
     """Folder for bases, data, runs, recall.json and recall.txt."""
     cells: list[str] = field(default_factory=lambda: ["gated_delta_net", "delta_net", "mamba2"])
     """Memory cells to train."""
+    init: Literal["published", "long_memory"] = "long_memory"
+    """Initial decays of the memories: --memory.init of launchers/train.py."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each seeds a memory's training, its documents and those it is scored on. Intervals need two or more."""
     facts: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])

@@ -15,8 +15,10 @@ class MemoryConfig:
 
     cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
     """Recurrent cell that compresses evicted tokens."""
-    init: Literal["published"] = "published"
-    """Initial gates: `published` is the paper's (A ~ U(0, 16), dt log-uniform in [1e-3, 0.1])."""
+    init: Literal["published", "long_memory"] = "published"
+    """Initial decays: `published` are the paper's (Mamba2 A = 1 .. H; GatedDeltaNet A ~ U(0, 16), dt log-uniform in
+    [1e-3, 0.1]), with which most heads forget within a few tokens; `long_memory`: from 2^-4 to 2^-12 a token, head
+    after head."""
 
 
 @dataclass

@@ -72,13 +72,16 @@ def load_config(path_or_id: str) -> PretrainedConfig:
 
 
 def initialise_memories(model: PreTrainedModel, seed: int) -> None:
-    """Sets every memory to its initial values, a function of (seed, layer) alone."""
+    """Sets every memory to the initial values that the config asks for, a function of (seed, layer) alone."""
     for index, layer in enumerate(model.get_decoder().layers):
         generator = torch.Generator().manual_seed(seed * 100_003 + index)
         layer.ahn.float()  # a parameter missing from the base's files comes in the base's dtype
         parameters = dict(layer.ahn.fn.named_parameters())
         with torch.no_grad():
-            for name, value in layer.ahn.fn.initial_values(generator).items():
+            values = layer.ahn.fn.initial_values(generator)
+            if model.config.ahn["init"] == "long_memory":
+                values |= layer.ahn.fn.long_memory_values()
+            for name, value in values.items():
                 parameters[name].copy_(value)
 
 

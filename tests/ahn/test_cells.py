@@ -218,6 +218,18 @@ def test_published_initialisation(cell):
         assert (values["dt_bias"] == 1).all() and not values["dt_proj.bias"].any()
 
 
+def test_a_long_memory_forgets_slowly_at_first():
+    rates = torch.linspace(-4, -12, 8).exp2()
+    for cell, decay in (("mamba2", "dt"), ("gated_delta_net", "g")):
+        module = Memory(cell, 32, 8, 4).fn
+        values = module.initial_values(torch.Generator().manual_seed(0)) | module.long_memory_values()
+        module.load_state_dict(values)
+        gate = module.write_gates(torch.zeros(1, 1, 32))[decay][0, 0]
+        log_decay = gate if cell == "gated_delta_net" else -module.A_log.exp() * gate
+        torch.testing.assert_close(log_decay, -rates, rtol=1e-4, atol=0)
+    assert Memory("delta_net", 32, 8, 4).fn.long_memory_values() == {}
+
+
 def build_cell(cell, dtype=torch.float64):
     module = Memory(cell, 32, 4, 8).fn.to(dtype)
     torch.manual_seed(0)

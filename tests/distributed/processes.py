@@ -10,7 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pipeline.distributed.launch import free_port
+from tests.fork_server import Forked, fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "launchers" / "train.py"
@@ -45,7 +48,19 @@ def started(
             kill_group(process)
 
 
-def kill_group(process: subprocess.Popen) -> None:
+@contextmanager
+def forked(script: Path, arguments: Sequence[object], log: Path, env: dict[str, str]) -> Iterator[Forked]:
+    """As `started` the script, from the fork server: without seconds of imports."""
+    command, files = [str(x) for x in (script, *arguments)], [os.devnull, str(log), str(log)]
+    log.unlink(missing_ok=True)
+    process = fork_server().start(command, env, str(Path.cwd()), files)
+    try:
+        yield process
+    finally:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen | Forked) -> None:
     """SIGKILL to the command and everything it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -68,20 +83,27 @@ def run_ranks(
     num_ranks: int = 2,
     timeout: float = 120,
     meanwhile: Callable[[int], None] | None = None,
+    anew: bool = False,
     **env: str,
 ) -> list[Finished]:
     """Runs `script` as several ranks without a launcher in between, so that each rank's own end is seen.
 
-    `meanwhile` is called with the first rank's process id while they run.
+    `meanwhile` is called with the first rank's process id while they run. The ranks are forks of a process that has
+    imported torch, unless they are to be started `anew` or there is a GPU, whose driver does not outlive a fork.
     """
-    begin, command = time.monotonic(), [sys.executable, script, *arguments]
+    begin, is_forked = time.monotonic(), not (anew or torch.cuda.is_available())
     address = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **env}
     logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
     with ExitStack() as stack:
         processes = []
         for rank, log in enumerate(logs):
             own = environment(RANK=str(rank), LOCAL_RANK=str(rank), **address)
-            processes.append(stack.enter_context(started(command, log, own)))
+            process = (
+                forked(script, arguments, log, own)
+                if is_forked
+                else started([sys.executable, script, *arguments], log, own)
+            )
+            processes.append(stack.enter_context(process))
         if meanwhile is not None:
             meanwhile(processes[0].pid)
         codes = [process.wait(max(1.0, timeout - (time.monotonic() - begin))) for process in processes]
