@@ -12,8 +12,9 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, parse_cli
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import tokenizer_fingerprint
-from pipeline.distributed.launch import find_rank
+from pipeline.distributed.launch import LaunchedRank, find_rank
 from pipeline.errors import UserError, run_cli
+from pipeline.evaluation.failures import noted_failure
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.model.files import ModelFiles, find_tokenizer_json, resolve_model
 
@@ -59,11 +60,17 @@ def main() -> None:
 
         fetch_all(config.fetch, config.data_root)
         return
+    ranks = find_rank()
+    with noted_failure(config.output, ranks.rank):
+        run(config, ranks)
+
+
+def run(config: EvalConfig, ranks: LaunchedRank) -> None:
+    """Measures this process's share; rank 0 writes the report."""
     files = resolve_model(config.model, config.base)
     window, dataset = choose_window(config, files), open_dataset(config, files)
     if config.run is not None:
         read_training_curve(config.run)
-    ranks = find_rank()
 
     from pipeline.evaluation.catalogue import make_inputs, make_suites, print_summary
     from pipeline.evaluation.runner import evaluate

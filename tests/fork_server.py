@@ -5,6 +5,7 @@ process as any: with a session, an environment, files and an end of its own. Wha
 what reads its environment in them, is to be started as users start it.
 """
 
+import atexit
 import functools
 import gc
 import json
@@ -45,7 +46,9 @@ class ForkServer:
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._server = subprocess.Popen([sys.executable, __file__], text=True, env=environment, **pipes)
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], text=True, env=environment, start_new_session=True, **pipes
+        )
 
     def start(self, arguments: list[str], environment: dict[str, str], folder: str, files: list[str]) -> Forked:
         """Starts a script in a session of its own.
@@ -66,6 +69,11 @@ class ForkServer:
         return int(answer)
 
 
+def can_fork() -> bool:
+    """Not where there is a GPU: its driver does not outlive a fork."""
+    return not Path("/dev/nvidiactl").exists()
+
+
 @functools.cache
 def fork_server() -> ForkServer:
     """This process's."""
@@ -82,11 +90,12 @@ def run_script(request: dict) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 (until the process ends)
+    atexit.register(gc.unfreeze)  # at an end with frozen objects, libraries report them as leaks
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    script = request["arguments"][0]
-    sys.argv, sys.path[0] = request["arguments"], str(Path(script).parent)
+    sys.argv, script = request["arguments"], request["arguments"][0]
+    sys.path[:1] = [str(Path(script).parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     runpy.run_path(script, run_name="__main__")
 
 
@@ -97,7 +106,7 @@ def serve() -> None:
     for name in IMPORTED:
         __import__(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lack the other threads"
-    gc.freeze()
+    gc.freeze()  # a collection in a fork does not copy all of this
     for line in sys.stdin:
         request = json.loads(line)
         if "ended" in request:

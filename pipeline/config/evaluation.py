@@ -32,7 +32,8 @@ class NeedlesConfig:
     """`single`: one fact; `multi_key`: others like it around; `multi_value`: one key with several values; `passkey`;
     `variable_tracking`: which variables have the value of the first, through a chain of assignments."""
     lengths: list[int] | None = None
-    """Tokens of a whole prompt. Default: 2, 4 and 8 times the lossless budget W, or of what any prompt needs."""
+    """Tokens of a whole prompt. Default: 2, 4 and 8 times the lossless budget W, or what any prompt needs;
+    up to 131,072."""
     depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0])
     """Where the needle lies: 0 at the beginning of the haystack (after the sinks), 1 at its end. Of several needles
     this is the first, the others follow up to the end."""
@@ -57,8 +58,9 @@ class AbsorbedConfig:
     documents: int = 6
     facts: int = 4
     """Facts in a document, and questions at each distance."""
-    windows: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
-    """Text between the document and its questions, in windows (--window_size tokens each)."""
+    windows: list[int] | None = None
+    """Text between the document and its questions, in windows (--window_size tokens each). Default: 1, 2, 4, 8 and 16,
+    up to 131,072 tokens."""
 
     def __post_init__(self) -> None:
         for name in ("documents", "facts"):
@@ -72,7 +74,7 @@ class EfficiencyConfig:
     """Time and memory of reading and of generating against the length of the context."""
 
     lengths: list[int] | None = None
-    """Tokens of context. Default: 1, 2, 4, 8 and 16 times the lossless budget W."""
+    """Tokens of context. Default: 1, 2, 4, 8 and 16 times the lossless budget W, up to 131,072."""
     new_tokens: int = 16
     """Tokens that are generated, and timed, after each context."""
 
@@ -126,7 +128,8 @@ class EvalConfig:
     fetch: list[FetchName] = field(default_factory=list)
     """Only download these benchmarks' files to --data_root, where they are not there yet; evaluates nothing."""
     haystack: Path | None = None
-    """UTF-8 text of `needles`, `absorbed` and `efficiency`. Default: the Python language reference."""
+    """UTF-8 text of `needles`, `absorbed` and `efficiency`. Default: the Python language reference, repeated where it
+    is too short."""
     seed: int = 0
     """Draws needles, facts and what stands around them."""
     base: str | None = None

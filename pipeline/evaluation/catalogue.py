@@ -44,7 +44,13 @@ def make_inputs(
     variants = tuple(v for v in config.variants if files.kind != "base" or v not in OF_MEMORIES)
     if not variants:
         raise UserError(f"--variants {config.variants}: --model {config.model} is a plain base, which has no memory")
-    tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--model {config.model}: {files.tokenizer} has no tokenizer that can be read: {reason}"
+        ) from error
     haystack = read_haystack(config.haystack, tokenizer) if OF_HAYSTACK & set(config.suites) else []
     return EvaluationInputs(config, files, window, variants, tokenizer, haystack, dataset)
 

@@ -1,13 +1,13 @@
 """Where a result comes from: weights, data and machine, as the report prints them."""
 
 import hashlib
-import os
 import platform
 from datetime import datetime, timezone
 
 import torch
 import transformers
 
+from pipeline.evaluation.placement import name_device
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.adapter import ADAPTER_WEIGHTS, base_fingerprint
@@ -15,10 +15,14 @@ from pipeline.model.files import ModelFiles
 
 
 def weights_fingerprint(files: ModelFiles) -> str:
-    """Names the weights of an adapter (exact; its base is checked when it is loaded) or of a whole model."""
+    """Names the weights of an adapter (exact; its base is checked when it is loaded), of a published checkpoint, which
+    fits any base of its shapes, or of a whole model."""
     if files.kind == "adapter":
         return hashlib.sha256((files.folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
-    return base_fingerprint(str(files.folder))
+    fingerprint = base_fingerprint(str(files.folder))
+    if files.base is None:
+        return fingerprint
+    return hashlib.sha256((fingerprint + base_fingerprint(files.base)).encode()).hexdigest()
 
 
 def describe(
@@ -26,7 +30,6 @@ def describe(
 ) -> dict[str, dict[str, str]]:
     """Sections of name -> value."""
     files, window, dataset = inputs.files, inputs.window, inputs.dataset
-    on_cuda = torch.cuda.is_available()
     weights = {"model": f"{files.folder} ({files.kind})", "sha256": fingerprint}
     if files.base is not None:
         weights |= {"base": files.base, "base fingerprint": base_fingerprint(files.base)}
@@ -48,7 +51,7 @@ def describe(
         "Machine": {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "processes": f"{num_ranks}, with {torch.get_num_threads()} CPU threads each",
-            "device": torch.cuda.get_device_name() if on_cuda else f"{os.cpu_count()} x {platform.machine()} CPU",
+            "device": name_device(),
             "work": ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in folder.seconds.items())
             + " (over all processes, earlier runs of this evaluation included)",
             "peak memory": f"{folder.peak_rss_gib:.2f} GiB a process",

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
+from pipeline.evaluation.suite import EvaluationInputs
 
 SENTENCE_ENDS = (".", "!", "?")
 
@@ -103,10 +104,16 @@ class Haystack:
         return nearest if abs(nearest - place) <= reach else place
 
 
-def require_haystack(haystack: Haystack, path: Path | None, needed: int, flag: str) -> None:
-    """Raises UserError where the text has fewer tokens than `flag` needs."""
-    if len(haystack) < needed:
-        named = f"--haystack {path}" if path is not None else "--haystack: the Python language reference"
+def make_haystack(inputs: EvaluationInputs, needed: int, flag: str) -> Haystack:
+    """The text of --haystack, or as many repetitions of the Python language reference as `needed` tokens take.
+
+    Raises:
+        UserError: the text has fewer tokens than `flag` needs.
+    """
+    path, tokens = inputs.config.haystack, inputs.haystack
+    if path is not None and len(tokens) < needed:
         raise UserError(
-            f"{named} has {len(haystack):,} tokens, {flag} needs {needed:,}: give a longer text, or shorter ones there"
+            f"--haystack {path} has {len(tokens):,} tokens, {flag} needs {needed:,}: give a longer text, or shorter "
+            f"ones there"
         )
+    return Haystack([*tokens] * -(-needed // len(tokens)) if path is None else tokens, inputs.tokenizer)

@@ -34,24 +34,29 @@ def write_atomically(path: Path, text: str) -> None:
 class EvaluationFolder:
     """`--output` of an evaluation; see the module's docstring.
 
-    `records`: by suite and key. `seconds`: spent on each suite, by all processes. `peak_rss_gib`: of any process.
+    `records`: by suite and key; rank 0, which reports, has what they hold, the others know that they are there.
+    `seconds`: spent on each suite, by all processes. `peak_rss_gib`: of any process.
 
     Args:
         common: what determines all numbers; `suites`: what determines those of each, by suite.
 
     Raises:
-        UserError: the folder holds the records of an evaluation with other settings.
+        UserError: it cannot be written, or holds the records of an evaluation with other settings.
     """
 
     def __init__(self, path: Path, rank: int, common: dict[str, Any], suites: dict[str, dict[str, Any]]) -> None:
         self.path = path
+        self._is_first = rank == 0
         self._folder = path / "records"
         self._own = self._folder / f"rank-{rank}.jsonl"
         self._read_up_to: dict[Path, int] = {}
         self.records: dict[tuple[str, str], Record] = {}
         self.seconds: Counter[str] = Counter()
         self.peak_rss_gib = 0.0
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
         known = path / "settings.json"
         found = {"suites": {}, **(json.loads(known.read_text()) if known.is_file() else {})}
         wanted = json.loads(json.dumps({**common, "suites": suites}))
@@ -87,12 +92,19 @@ class EvaluationFolder:
     def write(self, suite: str, key: str, record: Record, seconds: float, peak_rss_gib: float) -> None:
         """Adds one line, on disk on return, with what it took."""
         entry = {"suite": suite, "key": key, "seconds": round(seconds, 3), "peak_rss_gib": round(peak_rss_gib, 3)}
-        line = json.dumps({**entry, "record": record}, allow_nan=False) + "\n"
+        try:
+            line = json.dumps({**entry, "record": record}, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise UserError(
+                f"--model: {suite} {key} gave numbers that are not finite; its weights may hold NaN, or --dtype is too "
+                f"narrow for them"
+            ) from error
         with self._own.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.refresh()
+        if self._is_first:
+            self.refresh()
 
     def refresh(self) -> None:
         """Takes in what all ranks have written by now."""
@@ -106,6 +118,6 @@ class EvaluationFolder:
                 self._read_up_to[path] = start + len(new)
                 for line in new.splitlines():
                     entry = json.loads(line)
-                    self.records[entry["suite"], entry["key"]] = entry["record"]
+                    self.records[entry["suite"], entry["key"]] = entry["record"] if self._is_first else {}
                     self.seconds[entry["suite"]] += entry["seconds"]
                     self.peak_rss_gib = max(self.peak_rss_gib, entry["peak_rss_gib"])

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from pipeline.config import MemoryConfig, Variant
 from pipeline.distributed.launch import LaunchedRank
+from pipeline.errors import UserError
 from pipeline.evaluation.facts import describe, weights_fingerprint
+from pipeline.evaluation.failures import find_failures
 from pipeline.evaluation.placement import choose_device, choose_dtype
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.records import EvaluationFolder
@@ -19,7 +21,8 @@ from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.model.loading import load_base, load_model, set_window
 
-POLL_SECONDS = 0.2
+POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.2, 10.0
+SECONDS_TO_START = 30.0
 
 
 def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedRank) -> dict | None:
@@ -50,7 +53,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
     if ranks.rank != 0:
         return None
-    wait_for_all(work, folder)
+    wait_for_all(work, folder, ranks.world_size)
     facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
     curve = None if config.run is None else read_training_curve(config.run)
     results = [
@@ -100,23 +103,34 @@ def measure_share(
             record = suite.measure(unit, {variant: readers[variant] for variant in unit.variants})
             peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             folder.write(suite.name, unit.key, record, time.perf_counter() - started, peak_rss_gib)
-            bar.update(count() - bar.n)
+            if is_watched:
+                bar.update(count() - bar.n)
 
 
-def wait_for_all(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> None:
+def wait_for_all(
+    work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder, num_ranks: int, patience: float = SECONDS_TO_START
+) -> None:
     """Returns as soon as the other processes have measured theirs.
 
-    A process that fails is the launcher's to notice: torchrun, deepspeed and mpiexec then end this one too.
+    A process that is killed is the launcher's to notice; one that fails says so in the folder. After `patience` seconds
+    that is believed: what an earlier start has left there is gone by then.
+
+    Raises:
+        UserError: another process has failed.
     """
-    count = _finished_counter(work, folder)
-    with tqdm(total=len(work), initial=count(), unit="unit", desc="waiting for other ranks", delay=1) as bar:
+    count, started = _finished_counter(work, folder), time.monotonic()
+    shown = {"desc": "waiting for other ranks", "unit": "unit", "delay": 1, "mininterval": SECONDS_BETWEEN_LINES}
+    with tqdm(total=len(work), initial=count(), **shown) as bar:
         while bar.n < len(work):
             time.sleep(POLL_SECONDS)
             folder.refresh()
             bar.update(count() - bar.n)
+            if bar.n < len(work) and time.monotonic() - started > patience:
+                for rank, reason in find_failures(folder.path, num_ranks).items():
+                    raise UserError(f"rank {rank} failed ({reason}); what is measured is kept, start again to go on")
 
 
 def _finished_counter(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> Callable[[], int]:
-    """How many units of `work` have a record; what is added from now on belongs to it."""
-    num_foreign = len(folder.records) - sum(folder.has(suite.name, unit.key) for suite, unit in work)
-    return lambda: len(folder.records) - num_foreign
+    """How many units of `work` have a record; another evaluation may be adding other suites to the folder."""
+    wanted = {(suite.name, unit.key) for suite, unit in work}
+    return lambda: len(wanted & folder.records.keys())

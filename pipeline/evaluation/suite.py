@@ -2,18 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, Variant
 from pipeline.data.loader import PackedDataset
-from pipeline.evaluation.reader import Reader
 from pipeline.model.files import ModelFiles
+
+if TYPE_CHECKING:  # torch and transformers take 4 s, and launchers/paper.py needs Table alone
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.evaluation.reader import Reader
 
 Record = dict[str, Any]
 """What was measured of one unit: JSON values."""
+
+
+LONGEST_DEFAULT = 131_072
+"""Tokens of the paper's contexts: suites whose default lengths are multiples of the window go no further."""
+
+
+def default_multiples(unit: int, counts: Sequence[int]) -> list[int]:
+    """Those of `counts` with which `unit` tokens stay within LONGEST_DEFAULT; the least of them in any case."""
+    return [count for count in counts if count * unit <= max(LONGEST_DEFAULT, min(counts) * unit)]
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class EvaluationInputs:
     files: ModelFiles
     window: WindowSpec
     variants: tuple[Variant, ...]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     haystack: Sequence[int]
     dataset: PackedDataset | None
 
@@ -96,7 +107,7 @@ class Suite(Protocol):
     def units(self) -> list[Unit]:
         """All units, the same for equal settings and variants, in an order that the summary keeps."""
 
-    def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
+    def measure(self, unit: Unit, readers: Mapping[Variant, "Reader"]) -> Record:
         """Measures one unit; `readers` has those variants that the unit names."""
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:

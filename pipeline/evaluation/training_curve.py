@@ -27,7 +27,8 @@ def read_training_curve(run: Path) -> TrainingCurve:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"--run {run}: no metrics.jsonl there; give the --output of launchers/train.py")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    text = path.read_text()
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # one may be being written
     for key, label in LOSS_LABELS.items():
         chosen = [row for row in rows if row.get(key) is not None]
         if chosen:

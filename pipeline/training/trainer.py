@@ -14,7 +14,6 @@ from pipeline.data.shard_format import DataError
 from pipeline.distributed.groups import Ranks, init_distributed, leave_distributed, raise_together
 from pipeline.errors import UserError
 from pipeline.metrics.logger import MetricsLogger
-from pipeline.metrics.plots import write_training_report
 from pipeline.metrics.throughput import peak_memory_gib
 from pipeline.model.adapter import save_adapter
 from pipeline.training.batches import BatchSource, StepBatches
@@ -121,6 +120,8 @@ class Trainer:
                 self.save(metrics)
             raise_together(self.saver.wait() or self.failure, self.ranks)
         if self.ranks.is_main:
+            from pipeline.metrics.plots import write_training_report  # matplotlib takes 0.5 s: not for the other ranks
+
             configuration, page = (self.folder.root / "config.yaml").read_text(), self.folder.root / "report.html"
             self._write(page, lambda: write_training_report(self.folder.metrics, configuration, page))
         raise_together(self.failure, self.ranks)

@@ -10,10 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.distributed.launch import free_port
-from tests.fork_server import Forked, fork_server
+from tests.fork_server import Forked, can_fork, fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "launchers" / "train.py"
@@ -49,11 +47,14 @@ def started(
 
 
 @contextmanager
-def forked(script: Path, arguments: Sequence[object], log: Path, env: dict[str, str]) -> Iterator[Forked]:
-    """As `started` the script, from the fork server: without seconds of imports."""
-    command, files = [str(x) for x in (script, *arguments)], [os.devnull, str(log), str(log)]
+def forked(command: Sequence[object], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen | Forked]:
+    """As `started` Python with that command, a script and what follows it, but without seconds of imports."""
+    if not can_fork():
+        with started([sys.executable, *command], log, env) as process:
+            yield process
+        return
     log.unlink(missing_ok=True)
-    process = fork_server().start(command, env, str(Path.cwd()), files)
+    process = fork_server().start([str(x) for x in command], env, str(Path.cwd()), [os.devnull, str(log), str(log)])
     try:
         yield process
     finally:
@@ -89,20 +90,16 @@ def run_ranks(
     """Runs `script` as several ranks without a launcher in between, so that each rank's own end is seen.
 
     `meanwhile` is called with the first rank's process id while they run. The ranks are forks of a process that has
-    imported torch, unless they are to be started `anew` or there is a GPU, whose driver does not outlive a fork.
+    imported torch, unless they are to be started `anew`, as those are of which is to be seen what they do before that.
     """
-    begin, is_forked = time.monotonic(), not (anew or torch.cuda.is_available())
+    begin, command = time.monotonic(), [script, *arguments]
     address = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **env}
     logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
     with ExitStack() as stack:
         processes = []
         for rank, log in enumerate(logs):
             own = environment(RANK=str(rank), LOCAL_RANK=str(rank), **address)
-            process = (
-                forked(script, arguments, log, own)
-                if is_forked
-                else started([sys.executable, script, *arguments], log, own)
-            )
+            process = started([sys.executable, *command], log, own) if anew else forked(command, log, own)
             processes.append(stack.enter_context(process))
         if meanwhile is not None:
             meanwhile(processes[0].pid)

@@ -71,7 +71,7 @@ def test_report_shows_the_run_it_came_from(way) -> None:
 @pytest.mark.slow
 def test_the_merged_model_says_what_the_adapter_says(way) -> None:
     whole = ["--output", way / "merged", "--dtype", "float32"]  # as the base is, so the weights are the same
-    merged = launch("merge_adapter.py", "--adapter", way / "run/adapter", *whole)
+    merged = launch("merge_adapter.py", "--adapter", way / "run/adapter", *whole, anew=True)
     assert merged.returncode == 0, merged.stderr
     prompt = ["--prompt", (REPOSITORY / "pipeline/errors.py").read_text()[:400], "--max_new_tokens", 12]
     texts = [launch("generate.py", "--model", way / name, *prompt).stdout for name in ("run/adapter", "merged")]

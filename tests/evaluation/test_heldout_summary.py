@@ -33,6 +33,18 @@ def test_totals_are_per_token_not_per_document() -> None:
     assert summary["window"] == {"num_sink_tokens": 32, "window_size": 96, "lossless_budget": 128}
 
 
+def test_documents_of_which_the_window_loses_nothing_leave_shares_undefined() -> None:
+    same, other = record("a", [128], [0.0], [0.0]), record("b", [128], [0.5], [0.25])
+    summary = summarise([same, other], WINDOW)
+    found = summary["recovered"]["ahn"]
+    assert found["share"] == pytest.approx(0.5) and found["share_ci95"] is None
+    assert found["difference_ci95"] == pytest.approx([0.0, 0.25])
+    (section,) = make_sections(summary, [same, other], WINDOW)
+    assert [row[-1] for row in section.tables[1].rows] == ["-", "50.0%"]
+    alone = summarise([same], WINDOW)
+    assert alone["recovered"] == {} and make_sections(alone, [same], WINDOW)
+
+
 def test_pieces_of_one_document_are_one_unit_of_the_bootstrap() -> None:
     pieces = [make_record("a", 300, seed=i) for i in range(5)]
     summary = summarise(pieces, WINDOW)

@@ -245,6 +245,9 @@ def test_the_section_has_the_numbers_the_map_and_what_was_published(make_suite):
     assert ahn[1:3] == ["50.0% [0.0%, 100.0%]", "-1.500 [-2.500, -1.000]"] and ahn[-1] == "50.0% [0.0%, 100.0%]"
     assert [table.caption for table in section.tables[:2]] == ["Needles evicted: 2", "Needles in the window: 1"]
     assert "arXiv 2510.07318" in section.tables[-1].caption and section.pictures[0].png.startswith(b"\x89PNG")
+    assert [tile.value for tile in section.tiles] == ["50.0% [0.0%, 100.0%]", "50.0% [50.0%, 50.0%]"]
+    summary["recovered"]["ahn"]["log_prob_ci95"] = None  # of other prompts, the window may lose nothing
+    assert len(suite.sections(summary, records)[0].tiles) == 1
 
 
 def test_a_base_without_a_memory_has_its_section_too(make_suite):

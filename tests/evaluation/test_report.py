@@ -74,7 +74,10 @@ def test_folder_keeps_records_of_all_ranks_and_lets_suites_be_added(tmp_path) ->
     first.write("heldout", "a", {"x": 1.5}, 0.25, 1.0)
     assert not second.has("heldout", "a")
     second.write("heldout", "b", {"x": 2}, 0.5, 2.0)
-    assert second.records == {("heldout", "a"): {"x": 1.5}, ("heldout", "b"): {"x": 2}}
+    assert not second.has("heldout", "a"), "a rank that does not report holds records of all the others"
+    first.refresh()
+    assert first.records == {("heldout", "a"): {"x": 1.5}, ("heldout", "b"): {"x": 2}}
+    assert folder_of(tmp_path, rank=2).records == {("heldout", "a"): {}, ("heldout", "b"): {}}
     more = folder_of(tmp_path, needles={"seed": 0})
     assert more.has("heldout", "b") and not more.has("needles", "b")
     assert more.seconds == {"heldout": 0.75} and more.peak_rss_gib == 2.0
@@ -90,6 +93,15 @@ def test_folder_refuses_other_settings(tmp_path) -> None:
         folder_of(tmp_path, heldout={"data": 2})
 
 
+def test_folder_says_in_a_line_what_it_cannot_write(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*file: Not a directory"):
+        folder_of(tmp_path / "file")
+    with pytest.raises(UserError, match="needles a gave numbers that are not finite"):
+        folder_of(tmp_path).write("needles", "a", {"log_prob": float("nan")}, 0.25, 1.0)
+    assert not folder_of(tmp_path).has("needles", "a")
+
+
 @pytest.mark.parametrize("torn", [1, 10, -1])
 def test_a_line_that_was_not_finished_is_measured_again(tmp_path, torn) -> None:
     folder = folder_of(tmp_path)
@@ -99,7 +111,7 @@ def test_a_line_that_was_not_finished_is_measured_again(tmp_path, torn) -> None:
     whole = path.read_bytes()
     second = whole.index(b"\n") + 1
     path.write_bytes(whole[: second + torn] if torn > 0 else whole[:-1])
-    assert folder_of(tmp_path, rank=1).records == {("heldout", "a"): {"x": "a"}}
+    assert folder_of(tmp_path, rank=1).records == {("heldout", "a"): {}}
     again = folder_of(tmp_path)
     again.write("heldout", "b", {"x": "b"}, 0.25, 1.0)
     assert path.read_bytes() == whole
@@ -109,6 +121,7 @@ def test_training_curve_comes_from_the_metrics_file(tmp_path) -> None:
     with pytest.raises(UserError, match=r"no metrics\.jsonl"):
         read_training_curve(tmp_path)
     rows = [{"step": 1, "loss/kl": 0.5}, {"step": 2, "train/skipped_steps": 1}, {"step": 3, "loss/kl": 0.25}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    unfinished = '{"step": 4, "lo'  # by a run that goes on, or was killed
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + unfinished)
     curve = read_training_curve(tmp_path)
     assert (curve.steps, curve.losses) == ([1, 3], [0.5, 0.25])

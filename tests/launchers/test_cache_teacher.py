@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_claims import Claim, claim, missing_shards
 from pipeline.teacher.verify import verify_cache
-from tests.distributed.processes import environment, run
+from tests.distributed.processes import environment, forked, run
 from tests.launchers.conftest import REPOSITORY, launch
 from tests.teacher.cache_folders import content
 from tests.teacher.capture_inputs import make_data, make_teacher
@@ -67,10 +68,12 @@ def test_several_processes_write_the_bytes_of_one(inputs, whole, tmp_path, num_p
         assert done.returncode == 0, done.output
         output = done.output
     else:
-        jobs = [start(command) for _ in range(3)]
-        results = [job.communicate(timeout=120) for job in jobs]
-        assert [job.returncode for job in jobs] == [0, 0, 0], results
-        output = "".join(out for out, _ in results)
+        logs = [tmp_path / f"{number}.log" for number in range(3)]
+        with ExitStack() as stack:
+            jobs = [stack.enter_context(forked(command, log, environment())) for log in logs]
+            codes = [job.wait(120) for job in jobs]
+        output = "".join(log.read_text() for log in logs)
+        assert codes == [0, 0, 0], output
     written = [int(number) for number in re.findall(r"wrote (\d+) shards", output)]
     assert len(written) == num_processes and sum(written) == len(list(whole.glob("*.tar"))), output
     assert f"{tmp_path}/cache is complete" in output
@@ -86,12 +89,12 @@ def start(command: list[object], **env: str) -> subprocess.Popen:
 def test_killed_in_the_middle_and_started_again(inputs, whole, tmp_path) -> None:
     cache = tmp_path / "cache"
     flags = [*inputs, "--output", cache, "--signal", "sampled"]
-    with start([REPOSITORY / "launchers" / SCRIPT, *flags]) as job:
+    with forked([REPOSITORY / "launchers" / SCRIPT, *flags], tmp_path / "log", environment()) as job:
         deadline = time.monotonic() + 60
         while len(list(cache.glob("*.idx.npy"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
-        job.send_signal(signal.SIGKILL)
-        job.communicate()
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait(60)
     assert job.returncode == -signal.SIGKILL
     left = TeacherCache(cache, PackedDataset(inputs[3])).missing
     assert 0 < len(left) < len(list(whole.glob("*.tar")))

@@ -31,7 +31,8 @@ def greedy(tiny, window: WindowSpec | None, new_tokens: int) -> str:
 @pytest.mark.parametrize("flags", [(), ("--num_sink_tokens", 2, "--window_size", 30)])
 def test_greedy_text_is_the_models_own_with_the_window_that_was_asked_for(tiny, flags) -> None:
     window = WindowSpec(2, 30) if flags else None
-    done = launch("generate.py", "--model", tiny.adapter, "--prompt", PROMPT, "--max_new_tokens", 24, *flags)
+    asked = ("--model", tiny.adapter, "--prompt", PROMPT, "--max_new_tokens", 24, *flags)
+    done = launch("generate.py", *asked, anew=not flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip("\n") == greedy(tiny, window, 24).rstrip("\n")
     assert "tokens in the memory" in done.stderr

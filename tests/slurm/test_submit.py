@@ -61,6 +61,7 @@ def test_a_preempted_training_is_queued_again_and_ends_with_the_same_adapter(slu
     """It also reads the data through a copy on the node's own disk."""
     run = chain / "preempted"
     flags = ["--train.output", run, "--evaluate.output", chain / "eval2", "--site.data_cache", chain / "disk %j"]
+    flags += ["--site.evaluate.tasks_per_node", 1]  # two are in the chain
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command(chain, *flags, "--follow"), env=slurm.environment, cwd=chain, **pipes) as follower:
         first = [follower.stdout.readline() for _ in range(4)]

@@ -119,8 +119,7 @@ def test_a_stop_signal_to_one_rank_saves_and_ends_all_and_another_topology_goes_
     assert [f.returncode for f in stopped] == [85, 85], stopped[0].output[-2000:]
     saved = json.loads((find_checkpoint(RunFolder(output))[0] / "state.json").read_text())["step"]
     assert saved == len(read_metrics(output / "metrics.jsonl")) >= 9
-    alone = [sys.executable, TRAIN, *arguments(inputs, output, zero="zero3")]
-    finished = run(alone, tmp_path / "log")
+    (finished,) = run_ranks(TRAIN, arguments(inputs, output, zero="zero3"), tmp_path, num_ranks=1)
     assert finished.returncode == 0, finished.output[-3000:]
     for row, expected in zip(mathematics(output), mathematics(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
@@ -167,7 +166,8 @@ def test_a_nan_loss_stops_all_ranks_with_step_samples_and_the_state_before(input
     ],
 )
 def test_wrong_input_is_one_line_on_every_rank_within_seconds(inputs, tmp_path, flags, expected):
-    for rank, finished in enumerate(run_ranks(TRAIN, arguments(inputs, tmp_path / "run", *flags), tmp_path)):
+    train = arguments(inputs, tmp_path / "run", *flags)
+    for rank, finished in enumerate(run_ranks(TRAIN, train, tmp_path, anew=True)):
         assert_one_line(finished, expected, f"(rank {rank})")
         assert finished.seconds < 15
     assert not (tmp_path / "run").exists()

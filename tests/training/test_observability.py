@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def test_a_run_tells_its_phases_its_ranks_what_it_sent_and_traces_steps(inputs, tmp_path):
     output, steps = tmp_path / "run", ("--train.max_steps", "7")
     flags = (*steps, "--sequence_parallel_size", "2", "--train.peak_tflops", "0.001", "--profile", "2-3")
-    finished = run_ranks(TRAIN, arguments(inputs, output, *flags), tmp_path)
+    finished = run_ranks(TRAIN, arguments(inputs, output, *flags), tmp_path, anew=True)
     assert [f.returncode for f in finished] == [0, 0], finished[0].output[-3000:]
     rows = read_metrics(output / "metrics.jsonl")
     assert len(rows) == 7
@@ -43,7 +43,8 @@ def test_a_run_tells_its_phases_its_ranks_what_it_sent_and_traces_steps(inputs, 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_wandb_that_is_not_installed_is_one_line_within_seconds(inputs, tmp_path):
-    for finished in run_ranks(TRAIN, arguments(inputs, tmp_path / "run", "--train.wandb", "memory"), tmp_path):
+    train = arguments(inputs, tmp_path / "run", "--train.wandb", "memory")
+    for finished in run_ranks(TRAIN, train, tmp_path, anew=True):
         assert_one_line(finished, "--train.wandb memory", "wandb is not installed", "pip install wandb")
         assert finished.seconds < 15
     assert not (tmp_path / "run").exists()
@@ -51,5 +52,6 @@ def test_wandb_that_is_not_installed_is_one_line_within_seconds(inputs, tmp_path
 
 @pytest.mark.parametrize("steps", ["0x", "8-5", "-3"])
 def test_steps_that_cannot_be_traced_are_refused(inputs, tmp_path, steps):
-    for finished in run_ranks(TRAIN, arguments(inputs, tmp_path / "run", f"--profile={steps}"), tmp_path, num_ranks=1):
+    train = arguments(inputs, tmp_path / "run", f"--profile={steps}")
+    for finished in run_ranks(TRAIN, train, tmp_path, num_ranks=1, anew=True):
         assert_one_line(finished, f"--profile: needs a step or a range of steps, as 5 or 5-8, found {steps}")

@@ -10,12 +10,14 @@ from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.documents import AbsorbedDocument, EncodedFacts, build_document, draw_facts
 from pipeline.evaluation.absorbed.sections import make_section
 from pipeline.evaluation.absorbed.summary import summarise
-from pipeline.evaluation.haystack import Haystack, require_haystack
+from pipeline.evaluation.haystack import make_haystack
 from pipeline.evaluation.needles.answers import score_answer
 from pipeline.evaluation.needles.words import NAMES
 from pipeline.evaluation.reader import Reader
-from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
 from pipeline.model.cache import HippocampusCache
+
+DEFAULT_WINDOWS = (1, 2, 4, 8, 16)
 
 
 class AbsorbedSuite:
@@ -38,12 +40,12 @@ class AbsorbedSuite:
             raise UserError(f"--absorbed.facts {settings.facts}: at most {len(NAMES)}, each is about another person")
         self._tokenizer, self._window, self._variants = inputs.tokenizer, inputs.window, inputs.variants
         self._settings, self._seed = settings, config.seed
-        self._windows = sorted(settings.windows)
-        self._haystack = Haystack(inputs.haystack, inputs.tokenizer)
+        defaults = default_multiples(inputs.window.window_size, DEFAULT_WINDOWS)
+        self._windows = sorted(settings.windows or defaults)
         needed = max(
             self._facts(number).haystack_tokens(self._window, self._num_filler) for number in range(self._num_drawn)
         )
-        require_haystack(self._haystack, config.haystack, needed, "--absorbed.windows")
+        self._haystack = make_haystack(inputs, needed, "--absorbed.windows")
 
     @property
     def _num_filler(self) -> int:
@@ -104,7 +106,7 @@ class AbsorbedSuite:
         return summarise(list(records.values()), self._variants, self._windows)
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
-        return [make_section(summary, self._settings, self._window)]
+        return [make_section(summary, self._settings, self._windows, self._window)]
 
 
 def ask_all(

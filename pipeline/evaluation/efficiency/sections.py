@@ -15,16 +15,18 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
     """Growth, the picture, and every context folded away."""
     contexts, growth = summary["contexts"], summary["growth"]
     longest, threads = max(r["length"] for r in contexts), max(r["threads"] for r in contexts)
+    devices = " and ".join(sorted({r["device"] for r in contexts}))
     lead = (
         f"A context of up to {longest:,} tokens ({longest / window.lossless_budget:.3g} W) read in parts of at most "
         f"{prefill_chunk:,} tokens, then {new_tokens} tokens one by one."
     )
     note = (
-        f"Taken by the first process, with {threads} CPU thread(s), after its other work; the other processes named "
-        f"below were free to work on. Reading: median of up to 3 times. Decoding: median of {new_tokens} tokens after "
-        f"one that is not timed, logits included; reading computes none, the accounted FLOPs have them for every "
-        f"token. Buffers with full attention grow by doubling, so the cache may hold up to twice what it needs. "
-        f"{LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and {LABELS['full']} cost."
+        f"Taken by the first process on {devices}, with {threads} CPU thread(s), after its other work; the other "
+        f"processes named below were free to work on. Reading: median of up to 3 times. Decoding: median of "
+        f"{new_tokens} tokens after one that is not timed, logits included; reading computes none, the accounted FLOPs "
+        f"have them for every token. Buffers with full attention grow by doubling, so the cache may hold up to twice "
+        f"what it needs. {LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and "
+        f"{LABELS['full']} cost."
     )
     caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
     picture = Picture(plot_efficiency(contexts), "Time, cache and FLOPs by length of the context", caption)

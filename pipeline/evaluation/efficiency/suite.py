@@ -12,8 +12,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.efficiency.sections import make_section
 from pipeline.evaluation.efficiency.summary import summarise
 from pipeline.evaluation.efficiency.timing import account_context, time_context
+from pipeline.evaluation.placement import name_device
 from pipeline.evaluation.reader import Reader
-from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
 
 DEFAULT_WINDOWS = (1, 2, 4, 8, 16)
 AS_COSTLY_AS_ANOTHER = ("memory_off", "full_yarn")
@@ -23,8 +24,8 @@ AS_COSTLY_AS_ANOTHER = ("memory_off", "full_yarn")
 class EfficiencySuite:
     """One unit a variant and length, all taken by one process.
 
-    A record has `variant`, `length`, `threads` (of the process, on the CPU), the fields of `Timing`, and `accounted`
-    with those of `Accounted` or None.
+    A record has `variant`, `length`, `device` and `threads` (of the process, on the CPU), the fields of `Timing`, and
+    `accounted` with those of `Accounted` or None.
 
     Raises:
         UserError: the haystack is empty.
@@ -39,7 +40,8 @@ class EfficiencySuite:
         self._haystack, self._window = inputs.haystack, inputs.window
         self._new_tokens, self._prefill_chunk = config.efficiency.new_tokens, config.prefill_chunk
         budget = inputs.window.lossless_budget
-        self._lengths = sorted(set(config.efficiency.lengths or (n * budget for n in DEFAULT_WINDOWS)))
+        multiples = [count * budget for count in default_multiples(budget, DEFAULT_WINDOWS)]
+        self._lengths = sorted(set(config.efficiency.lengths or multiples))
         self._variants = [v for v in inputs.variants if v not in AS_COSTLY_AS_ANOTHER]
 
     @property
@@ -57,6 +59,7 @@ class EfficiencySuite:
         return {
             "variant": variant,
             "length": length,
+            "device": name_device(),
             "threads": torch.get_num_threads(),
             **asdict(time_context(reader, tokens, self._new_tokens)),
             "accounted": None if accounted is None else asdict(accounted),

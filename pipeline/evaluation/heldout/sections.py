@@ -92,7 +92,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
 def _documents(documents: Sequence[DocumentTotals]) -> Table:
     rows = [
         [d.document, f"{d.tokens:,}", *(f"{d.kl[v] / d.tokens:.4f}" for v in ("window", "ahn")),
-         f"{d.recovered('ahn'):.1%}"]
+         "-" if (share := d.recovered("ahn")) is None else f"{share:.1%}"]
         for d in documents
     ]  # fmt: skip
     header = ["document", "tokens", "KL window", "KL AHN", "recovered"]

@@ -24,9 +24,9 @@ class DocumentTotals:
     kl: dict[Variant, float]
     nll: dict[Variant, float]
 
-    def recovered(self, variant: Variant) -> float:
-        """Share of the KL that the window causes which `variant` takes away again."""
-        return 1 - self.kl[variant] / self.kl["window"]
+    def recovered(self, variant: Variant) -> float | None:
+        """Share of the KL that the window causes which `variant` takes away again; None where it causes none."""
+        return 1 - self.kl[variant] / self.kl["window"] if self.kl["window"] > 0 else None
 
 
 def sum_documents(records: Sequence[Record]) -> list[DocumentTotals]:
@@ -47,8 +47,9 @@ def sum_documents(records: Sequence[Record]) -> list[DocumentTotals]:
 def summarise(records: Sequence[Record], window: WindowSpec, seed: int = 0) -> dict[str, Any]:
     """KL in nats per token, perplexity per token, both over tokens past the window, by variant.
 
-    `recovered`, where sinks + window was measured too: `share` of its KL that a variant takes away again, and
-    `difference` of both in nats per token, with 95 % intervals (None for one document).
+    `recovered`, where sinks + window was measured too and loses something: `share` of its KL that a variant takes away
+    again, and `difference` of both in nats per token, with 95 % intervals (None for one document, and where a draw of
+    documents loses nothing).
     """
     documents = sum_documents(records)
     tokens = sum(d.tokens for d in documents)
@@ -56,11 +57,11 @@ def summarise(records: Sequence[Record], window: WindowSpec, seed: int = 0) -> d
     nll = {variant: sum(d.nll[variant] for d in documents) / tokens for variant in documents[0].nll}
     recovered = {}
     for variant in POOLED:
-        if variant in kl and "window" in kl:
+        if variant in kl and kl.get("window", 0) > 0:
             sums = np.array([(d.tokens, d.kl["window"], d.kl[variant]) for d in documents], dtype=np.float64)
             recovered[variant] = {
                 "share": 1 - kl[variant] / kl["window"],
-                "share_ci95": _interval(sums, lambda totals: 1 - totals[:, 2] / totals[:, 1], seed),
+                "share_ci95": _interval(sums, _recovered_share, seed),
                 "difference": kl["window"] - kl[variant],
                 "difference_ci95": _interval(sums, lambda totals: (totals[:, 1] - totals[:, 2]) / totals[:, 0], seed),
             }
@@ -80,7 +81,12 @@ def summarise(records: Sequence[Record], window: WindowSpec, seed: int = 0) -> d
 
 def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> list[float] | None:
     found = paired_interval(sums, statistic, seed=seed)
-    return None if found is None else list(found)
+    return None if found is None or not np.isfinite(found).all() else list(found)
+
+
+def _recovered_share(totals: np.ndarray) -> np.ndarray:
+    kept = np.full(len(totals), np.nan)
+    return 1 - np.divide(totals[:, 2], totals[:, 1], out=kept, where=totals[:, 1] > 0)
 
 
 @dataclass(frozen=True)

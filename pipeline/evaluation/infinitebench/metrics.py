@@ -5,20 +5,30 @@ the data wraps in a list is taken out of it (a list is never among the words), a
 math_find has a whole number is wrong (there it ends the program).
 """
 
+import functools
 import re
-
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
+from typing import TYPE_CHECKING
 
 from pipeline.evaluation.long_context.answer_f1 import english_words, overlap_f1, strip_chinese
 from pipeline.evaluation.long_context.suite import LongContextExample
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 _RETRIEVAL_MARKS = str.maketrans(dict.fromkeys("\n:\"'.,?!{}", " "))
 _CODE_MARKS = str.maketrans(dict.fromkeys("\n.`'\":", " "))
 _CHOICE_MARKS = str.maketrans(dict.fromkeys("\n\"'.,?!{}", " "))
 _DEBUG_MARKS = re.compile(r"[\n`'\"*-]|Option|option")
-# Its own tokenizer, given by hand: left to choose it, the scorer says so and thereby sets up logging for all.
-_ROUGE_LSUM = RougeScorer(["rougeLsum"], tokenizer=DefaultTokenizer())
+
+
+@functools.cache
+def _rouge_lsum() -> "RougeScorer":
+    """Made when it is needed: rouge_score imports NLTK, and so scikit-learn and pandas, which takes 1.5 s."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    # Its own tokenizer, given by hand: left to choose it, the scorer says so and thereby sets up logging for all.
+    return RougeScorer(["rougeLsum"], tokenizer=DefaultTokenizer())
 
 
 def qa_f1(prediction: str, example: LongContextExample) -> float:
@@ -36,7 +46,7 @@ def qa_f1_chinese(prediction: str, example: LongContextExample) -> float:
 def rouge_l_sum(prediction: str, example: LongContextExample) -> float:
     """Best F of ROUGE-Lsum, lines as sentences and no stemming: longbook_sum_eng."""
     references = [str(reference) for reference in example.references]
-    return _ROUGE_LSUM.score_multi(references, prediction)["rougeLsum"].fmeasure
+    return _rouge_lsum().score_multi(references, prediction)["rougeLsum"].fmeasure
 
 
 def first_integer(prediction: str, example: LongContextExample) -> float:

@@ -66,12 +66,23 @@ class BenchmarkSuite:
         self._prompt: tuple[LongContextExample, list[int], bool] | None = None
 
     @property
+    def _around_prompts(self) -> str | list[int]:
+        """What the tokenizer puts around each: its template's fingerprint (some write a date), or special tokens."""
+        if self._is_chat:
+            return hashlib.sha256(json.dumps(self._tokenizer.chat_template).encode()).hexdigest()[:16]
+        return self._tokenizer("").input_ids
+
+    @property
     def settings(self) -> dict[str, Any]:
         data = f"{len(self._data)} tasks, {len(self._ids)} examples, sha256 {self._fingerprint}"
-        return {"data": data, "context": self._context, "chat": self._is_chat}
+        return {"data": data, "context": self._context, "chat": self._is_chat, "around_prompts": self._around_prompts}
 
     def units(self) -> list[Unit]:
-        return [Unit(f"{key}/{variant}", (variant,)) for key in self._ids for variant in self._variants]
+        """At each example another variant comes first: else the same few of several processes would read all of them
+        with full attention."""
+        count = len(self._variants)
+        turned = ((key, self._variants[(i + j) % count]) for i, key in enumerate(self._ids) for j in range(count))
+        return [Unit(f"{key}/{variant}", (variant,)) for key, variant in turned]
 
     def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
         (variant,) = unit.variants

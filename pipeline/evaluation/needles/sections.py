@@ -29,7 +29,8 @@ def make_section(summary: dict[str, Any], records: Sequence[Record], window: Win
         "the window counts as in it, and each assignment of variable tracking counts by itself. Recall: share of the "
         "answers that a greedy continuation of the prompt has as whole words. Log-probability, and share of tokens "
         "that are the likeliest: of the right answer's tokens, given those before. Recovered: (variant - window) / "
-        "(full - window). Intervals: 95 %, paired bootstrap over prompts."
+        "(full - window); without an interval it says nothing, as of other prompts the window may lose nothing. "
+        "Intervals: 95 %, paired bootstrap over prompts."
     )
     if summary["lengths_beyond_max_position_embeddings"]:
         beyond = ", ".join(f"{length:,}" for length in summary["lengths_beyond_max_position_embeddings"])
@@ -91,7 +92,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     if "ahn" in summary["variants"]:
         found = summary["variants"]["ahn"]["evicted"]
         tiles.append(Tile(format_score(found, "recall", ".1%"), "of evicted needles recalled with the memory"))
-    if "ahn" in summary["recovered"]:
+    if "ahn" in summary["recovered"] and summary["recovered"]["ahn"]["log_prob_ci95"] is not None:
         share = format_score(summary["recovered"]["ahn"], "log_prob", ".1%")
         tiles.append(Tile(share, "of the log-probability that evicted needles lose, recovered by the memory"))
     return tiles

@@ -9,14 +9,14 @@ import numpy as np
 
 from pipeline.config import NeedleTask, Variant
 from pipeline.errors import UserError
-from pipeline.evaluation.haystack import Haystack, require_haystack
+from pipeline.evaluation.haystack import make_haystack
 from pipeline.evaluation.needles.answers import mentions, score_answer
 from pipeline.evaluation.needles.documents import EncodedTexts, NeedlePrompt, build_prompt, encode_texts
 from pipeline.evaluation.needles.sections import make_section
 from pipeline.evaluation.needles.summary import summarise
 from pipeline.evaluation.needles.tasks import NeedleTexts, draw_texts
 from pipeline.evaluation.reader import Reader
-from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
 from pipeline.model.loading import load_config
 
 DEFAULT_WINDOWS = (2, 4, 8)
@@ -55,10 +55,9 @@ class NeedlesSuite:
         config, self._settings = inputs.config, inputs.config.needles
         self._tokenizer, self._window, self._seed = inputs.tokenizer, inputs.window, config.seed
         self._variants = tuple(v for v in inputs.variants if v != "memory_off")
-        self._haystack = Haystack(inputs.haystack, inputs.tokenizer)
         self._lengths = self._settings.lengths or self._default_lengths()
         self._check_lengths()
-        require_haystack(self._haystack, config.haystack, max(self._lengths), "--needles.lengths")
+        self._haystack = make_haystack(inputs, max(self._lengths), "--needles.lengths")
         self._cells = {cell.key: cell for cell in self._grid(self._lengths)}
         self._max_positions = load_config(inputs.files.tokenizer).max_position_embeddings
 
@@ -66,7 +65,8 @@ class NeedlesSuite:
         """Multiples of W, or of the longest least length where a window is too small for any question."""
         budget = self._window.lossless_budget
         least = max(self._least_length(cell) for cell in self._grid([windows * budget for windows in DEFAULT_WINDOWS]))
-        return [windows * max(budget, least) for windows in DEFAULT_WINDOWS]
+        unit = max(budget, least)
+        return [windows * unit for windows in default_multiples(unit, DEFAULT_WINDOWS)]
 
     def _check_lengths(self) -> None:
         for length in self._lengths:

@@ -1,0 +1,82 @@
+"""What holds an evaluation of several processes together, on made-up work and on tiny models."""
+
+import shutil
+
+import pytest
+
+from pipeline.config import EvalConfig
+from pipeline.errors import UserError
+from pipeline.evaluation.catalogue import make_inputs
+from pipeline.evaluation.facts import weights_fingerprint
+from pipeline.evaluation.failures import find_failures, noted_failure
+from pipeline.evaluation.records import EvaluationFolder
+from pipeline.evaluation.runner import wait_for_all
+from pipeline.evaluation.suite import Unit
+from pipeline.model.export import export_published
+from pipeline.model.files import resolve_model
+from tests.conftest import TINY_VOCAB_SIZE
+from tests.tiny_models import make_adapter, make_base
+
+
+class Letters:
+    """A suite of which only the name is needed."""
+
+    name = "letters"
+
+
+WORK = [(Letters, Unit(key, ("full",))) for key in "ab"]
+
+
+def folder_of(path, rank) -> EvaluationFolder:
+    return EvaluationFolder(path, rank, {}, {"letters": {}})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_tokenizer):
+    return make_base(tmp_path_factory.mktemp("model") / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
+
+
+@pytest.mark.timeout(20)
+def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no such"), noted_failure(tmp_path, rank=1):
+        raise ValueError("no such\ndevice")
+    with pytest.raises(ValueError, match="5"), noted_failure(tmp_path, rank=5):
+        raise ValueError("an earlier start had rank 5")
+    first, second = folder_of(tmp_path, rank=0), folder_of(tmp_path, rank=1)
+    first.write("letters", "a", {}, 0.25, 1.0)
+    with pytest.raises(UserError, match=r"rank 1 failed \(no such device\)"):
+        wait_for_all(WORK, first, 2, patience=0.3)
+    with noted_failure(tmp_path, rank=1):
+        assert find_failures(tmp_path, 2) == {}, "a new start is taken for the failed one"
+        second.write("letters", "b", {}, 0.25, 1.0)
+    wait_for_all(WORK, first, 2, patience=0.3)
+
+
+@pytest.mark.timeout(20)
+def test_rank_0_waits_for_its_own_work_only(tmp_path) -> None:
+    first, other = folder_of(tmp_path, rank=0), folder_of(tmp_path, rank=1)
+    first.write("letters", "a", {}, 0.25, 1.0)
+    other.write("digits", "1", {}, 0.25, 1.0)  # of another evaluation, at the same time
+    with pytest.raises(ValueError), noted_failure(tmp_path, rank=1):
+        raise ValueError("gone")
+    with pytest.raises(UserError, match="gone"):  # and does not take the digit for the letter
+        wait_for_all(WORK, first, 2, patience=0.3)
+
+
+def test_a_published_checkpoint_on_another_base_has_other_weights(base, tmp_path) -> None:
+    export_published(make_adapter(tmp_path / "adapter", base), tmp_path / "published")
+    shutil.copytree(base, tmp_path / "base")
+    weights = tmp_path / "base/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found = [weights_fingerprint(resolve_model(tmp_path / "published", str(b))) for b in (base, tmp_path / "base")]
+    assert found[0] != found[1]
+
+
+def test_a_base_without_its_tokenizer_is_named_in_a_line(base, tmp_path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base/tokenizer.json").unlink()
+    config = EvalConfig(model=tmp_path / "base", output=tmp_path / "out", suites=["needles"])
+    with pytest.raises(UserError, match="base has no tokenizer that can be read") as caught:
+        make_inputs(config, resolve_model(tmp_path / "base", None), None, None)
+    assert "\n" not in str(caught.value)
