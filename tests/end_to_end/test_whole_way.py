@@ -65,7 +65,7 @@ def test_training_leaves_a_memory_that_beats_the_window_on_held_out_documents(wa
 def test_report_shows_the_run_it_came_from(way) -> None:
     assert len((way / "run/metrics.jsonl").read_text().splitlines()) == STEPS
     page = (way / "eval/report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3 and "Training loss by optimizer step" in page
+    assert page.count('src="data:image/png;base64,') == 4 and "Training loss by optimizer step" in page
 
 
 @pytest.mark.slow
