@@ -42,7 +42,8 @@ def write_report(
         section for result in results for section in result.suite.sections(summary[result.suite.name], result.records)
     ]
     if curve is not None:
-        sections.append(Section("Training", pictures=[Picture(plot_training(curve), "Training loss by optimizer step")]))
+        picture = Picture(plot_training(curve), "Training loss by optimizer step")
+        sections.append(Section("Training", pictures=[picture]))
     lines = "".join(
         json.dumps({"suite": result.suite.name, "key": key, **record}) + "\n"
         for result in results
