@@ -36,7 +36,7 @@ def begin_cache(folder: Path, info: TeacherInfo) -> None:
     """
     if folder.is_dir() and not (folder / TEACHER_NAME).is_file():
         foreign = sorted(p.name for p in folder.iterdir() if p.name != WORK_FOLDER and p.suffix != TEMPORARY_SUFFIX)
-        if foreign:
+        if foreign and not (folder / TEACHER_NAME).is_file():  # else another process has begun it meanwhile
             raise DataError(f"{folder} holds {foreign[0]} and no {TEACHER_NAME}: not a teacher cache; name another one")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / TEACHER_NAME).is_file():

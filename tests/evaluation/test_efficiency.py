@@ -13,19 +13,10 @@ from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.metrics.accounting import compute_account, load_architecture
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
-from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+from tests.tiny_models import TINY_WINDOW
 
 VARIANTS = ("full", "window", "memory_off", "ahn")
 HAYSTACK = list(range(2, 25))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    base = make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
-    make_adapter(folder / "adapter", base)
-    return folder
 
 
 @pytest.fixture(scope="module")

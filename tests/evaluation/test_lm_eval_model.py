@@ -18,8 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.lm_eval_harness import Tasks, run_lm_eval
 from pipeline.evaluation.lm_eval_model import HippocampusLM
 from pipeline.model.loading import load_model, set_window
-from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+from tests.tiny_models import TINY_WINDOW
 
 WHOLE = WindowSpec(num_sink_tokens=4, window_size=2000)  # nothing is evicted
 BOOK = "def test(tmp_path): the session is a folder with tokens, and its scope is json." * 3
@@ -30,10 +29,8 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    base = make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
-    return base, make_adapter(folder / "adapter", base)
+def folders(folder):
+    return folder / "base", folder / "adapter"
 
 
 @pytest.fixture(scope="module")

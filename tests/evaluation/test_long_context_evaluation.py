@@ -17,8 +17,7 @@ from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
-from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+from tests.tiny_models import TINY_WINDOW
 
 CONTEXT = 1024  # of the tiny base
 ENGLISH = ["factrecall_en_16k", "factrecall_en_32k"]
@@ -26,9 +25,8 @@ BOOK = "def test(tmp_path): the session is a folder with tokens. " * 60  # more 
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    return make_adapter(folder / "adapter", make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE))
+def adapter(folder):
+    return folder / "adapter"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import ConfigError, EvalConfig, NeedlesConfig
@@ -18,35 +17,27 @@ from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
-from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+from tests.tiny_models import TINY_WINDOW
 
 TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(400))
 SINKS = 20
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("needles")
-    make_adapter(folder / "adapter", make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE))
-    (folder / "text.txt").write_text(TEXT)
-    return folder
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder / "base")
-
-
-@pytest.fixture(scope="module")
-def haystack(folder, tokenizer):
-    return Haystack(read_haystack(folder / "text.txt", tokenizer), tokenizer)
+def haystack(text, tokenizer):
+    return Haystack(read_haystack(text, tokenizer), tokenizer)
 
 
 @pytest.fixture
-def make_suite(folder, tokenizer):
+def make_suite(folder, text, tokenizer):
     def make(variants=("full", "window", "memory_off", "ahn"), **needles):
-        text = folder / "text.txt"
         config = EvalConfig(folder / "adapter", folder / "out", haystack=text, needles=NeedlesConfig(**needles))
         files = resolve_model(config.model, None)
         tokens = read_haystack(text, tokenizer)

@@ -23,21 +23,11 @@ from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
 from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
-from tests.training.synthetic import make_data
+from tests.tiny_models import TINY_WINDOW
 
 LENGTH = 60
 BUDGET, WINDOW_SIZE, SINKS = TINY_WINDOW.lossless_budget, TINY_WINDOW.window_size, TINY_WINDOW.num_sink_tokens
 POSITIONS = torch.arange(BUDGET, LENGTH - 1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    base = make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
-    make_adapter(folder / "adapter", base)
-    make_data(folder / "data", base, [[70, 20], [64], [17]], seq_len=90)
-    return folder
 
 
 @pytest.fixture(scope="module")

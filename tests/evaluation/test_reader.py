@@ -9,18 +9,10 @@ from pipeline.evaluation.heldout.suite import score_variants
 from pipeline.evaluation.reader import Reader
 from pipeline.model.loading import load_model
 from tests.conftest import TINY_VOCAB_SIZE
-from tests.tiny_models import TINY_WINDOW, make_adapter, make_base
+from tests.tiny_models import TINY_WINDOW
 
 LENGTH = 90
 POSITIONS = torch.arange(TINY_WINDOW.lossless_budget, LENGTH - 1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    base = make_base(folder / "base", tiny_tokenizer, TINY_VOCAB_SIZE)
-    make_adapter(folder / "adapter", base)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -119,6 +120,18 @@ def test_another_teacher_data_or_setting_is_refused(dataset: PackedDataset, tmp_
         begin_cache(tmp_path / "cache", make_info(dataset, "int8"))
     with pytest.raises(DataError, match=r"holds manifest.json and no teacher.json: not a teacher cache"):
         begin_cache(Path(dataset.folder), make_info(dataset))
+
+
+def test_a_cache_that_another_process_begins_meanwhile_is_no_foreign_folder(dataset, tmp_path, monkeypatch) -> None:
+    cache, info = tmp_path / "cache", make_info(dataset)
+    cache.mkdir()
+
+    def list_late(folder: Path) -> list[Path]:
+        info.save(folder)
+        return [folder / name for name in os.listdir(folder)]
+
+    monkeypatch.setattr(Path, "iterdir", list_late)
+    begin_cache(cache, info)
 
 
 def test_a_finished_cache_is_open_again_when_a_shard_is_deleted(dataset: PackedDataset, tmp_path: Path) -> None:
