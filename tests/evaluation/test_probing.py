@@ -24,10 +24,18 @@ from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
 from tests.conftest import TINY_VOCAB_SIZE
 from tests.tiny_models import TINY_WINDOW
+from tests.training.synthetic import make_data
 
 LENGTH = 60
 BUDGET, WINDOW_SIZE, SINKS = TINY_WINDOW.lossless_budget, TINY_WINDOW.window_size, TINY_WINDOW.num_sink_tokens
 POSITIONS = torch.arange(BUDGET, LENGTH - 1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, folder) -> PackedDataset:
+    data = tmp_path_factory.mktemp("probed") / "data"
+    make_data(data, folder / "base", [[70, 20], [64], [17]], seq_len=90)
+    return PackedDataset(data)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +154,8 @@ def make_suite(folder, variants=("window", "ahn"), dataset=None, **probing) -> P
     return ProbingSuite(EvaluationInputs(config, files, TINY_WINDOW, variants, tokenizer, [], dataset))
 
 
-def test_a_whole_suite(folder, model) -> None:
-    suite = make_suite(folder, dataset=PackedDataset(folder / "data"), length=50, zeroing_length=30)
+def test_a_whole_suite(folder, dataset, model) -> None:
+    suite = make_suite(folder, dataset=dataset, length=50, zeroing_length=30)
     units, reader = suite.units(), Reader(model, "ahn", TINY_WINDOW, 64, 4.0)
     assert len({unit.key for unit in units}) == len(units) == 2 * 5  # of three documents, two are long enough
     records = {unit.key: suite.measure(unit, {"ahn": reader}) for unit in units}
@@ -158,7 +166,7 @@ def test_a_whole_suite(folder, model) -> None:
     probed = [record for record in records.values() if "norms" in record]
     assert sum(row["tokens"] for row in summary["classes"]) == sum(len(record["norms"]) for record in probed)
 
-    dataset, positions = PackedDataset(folder / "data"), {"doc-0": 30, "doc-1": 20}
+    positions = {"doc-0": 30, "doc-1": 20}
     ids = {"doc-0": dataset[0].input_ids[:30], "doc-1": dataset[0].input_ids[70:90]}
     sums = np.zeros(4)
     for document, length in positions.items():
@@ -181,10 +189,9 @@ def test_a_whole_suite(folder, model) -> None:
     assert len(matter.tables[0].rows) == 4
 
 
-def test_flags_that_cannot_be_are_told(folder) -> None:
+def test_flags_that_cannot_be_are_told(folder, dataset) -> None:
     with pytest.raises(UserError, match=r"--data: .*leave it out of --suites"):
         make_suite(folder)
-    dataset = PackedDataset(folder / "data")
     with pytest.raises(UserError, match=r"--probing.zeroing_length 17: .* 18 tokens"):
         make_suite(folder, dataset=dataset, zeroing_length=17)
     assert make_suite(folder, ("full", "window"), dataset).units() == []
