@@ -47,7 +47,8 @@ def build_phases(output: Path, config: DemoConfig) -> dict[str, list[str]]:
     window = ["--num_sink_tokens", NUM_SINK_TOKENS, "--window_size", WINDOW_SIZE]
     trained = ["--model", run / "adapter", "--base", model, *window]
     held_out = ["--data", output / "data/heldout", "--output", output / "evaluation", "--run", run]
-    share = ["--suites", "heldout", "--max_documents", config.num_documents, "--pieces_per_document", 1]
+    share = ["--suites", "heldout", "--variants", "full", "window", "ahn"]
+    share += ["--max_documents", config.num_documents, "--pieces_per_document", 1]
     prompt = ["--prompt_file", output / "prompt.txt", "--max_new_tokens", NEW_TOKENS]
     phases = {
         "fetch the model": [python, launchers / "demo/fetch_model.py", "--output", model],
