@@ -97,6 +97,7 @@ def toy_tasks(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_equals_lm_evals_own_class_while_nothing_is_evicted(folders, tokenizer, toy_tasks, index):
     base = load_model(str(folders[0]), dtype=torch.float64).eval()
     own = HFLM(base, tokenizer=tokenizer, backend="causal")

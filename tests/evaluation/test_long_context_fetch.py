@@ -79,6 +79,7 @@ def fetch(suite, root, endpoint, offline="0"):
     return run(code, root, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE=offline)
 
 
+@pytest.mark.slow
 def test_fetch_brings_the_official_archives_and_only_once(tmp_path, hub):
     endpoint, handler = hub
     done = fetch("lveval", tmp_path, endpoint)
@@ -89,6 +90,7 @@ def test_fetch_brings_the_official_archives_and_only_once(tmp_path, hub):
     assert sum(method == "GET" and path.endswith(".zip") for method, path in handler.asked) == 11
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_is_one_line(tmp_path, hub):
     for offline in ("0", "1"):  # a hub without this dataset; no hub at all
         done = fetch("infinitebench", tmp_path, hub[0], offline)
@@ -212,6 +214,7 @@ print(nltk.data.find("tokenizers/punkt_tab"))
 """
 
 
+@pytest.mark.slow
 def test_what_lm_eval_loads_is_fetched_once_and_then_found_without_a_network(tmp_path, dataset_hub):
     splitter = tmp_path / "nltk_data/tokenizers/punkt_tab"  # by hand: NLTK refuses servers of this machine
     splitter.mkdir(parents=True)

@@ -57,7 +57,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines.append(f"{LABELS[variant]:<30}{kl.get(variant, 0.0):>12.4f}{perplexity:>12.3f}")
     if "ahn" in summary["recovered"]:
         found = summary["recovered"]["ahn"]
-        lines.append(f"KL recovered: {found['share']:.1%} ({_interval(found['share_ci95'], '.1%')})")
+        lines.append(f"KL recovered: {found['share']:.1%} (95 % interval {_interval(found['share_ci95'], '.1%')})")
     return "\n".join(lines)
 
 
