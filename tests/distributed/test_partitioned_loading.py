@@ -42,10 +42,11 @@ def test_more_ranks_take_less_memory_each_and_hold_the_same_values(base, tmp_pat
                 assert fact["parameters"][name] == [dtype, digest, ".ahn." not in name], (rank, name)
         peaks[num_ranks] = [fact["peak_bytes"] for fact in facts]
         print(num_ranks, "ranks:", [peak >> 20 for peak in peaks[num_ranks]], "MiB")
-    # The first rank's count has the pages of the file, which the system takes back when it needs them. What the
-    # allocator and gloo keep beside the parts differs by some 100 MiB from rank to rank and run to run.
-    assert max(*peaks[2][1:], *peaks[4][1:]) < whole["held_bytes"]
-    assert min(peaks[4][1:]) < 0.8 * peaks[2][1]
+    # The first rank's count has the pages of the file, which the system takes back when it needs them. Beside its part
+    # a rank has the largest tensor a few times over, and 30 MiB of gloo's.
+    others = peaks[2][1:] + peaks[4][1:]
+    assert max(others) < 0.7 * whole["held_bytes"] and max(peaks[4][1:]) < 0.7 * min(peaks[2][1:])
+    assert all(peak < whole["held_bytes"] / num + (90 << 20) for num in (2, 4) for peak in peaks[num][1:])
 
 
 def test_a_base_read_in_another_dtype(base, tmp_path):
