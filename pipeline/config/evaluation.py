@@ -9,7 +9,7 @@ from pipeline.config.parsing import require
 
 Variant = Literal["full", "full_yarn", "window", "compressive_max", "compressive_mean", "memory_off", "ahn"]
 SuiteName = Literal["heldout", "needles", "absorbed", "efficiency", "probing", "lveval", "infinitebench"]
-FetchName = Literal["lveval", "infinitebench", "longbench", "ruler", "babilong"]
+FetchName = Literal["lveval", "infinitebench", "longbench", "longbench2", "ruler", "babilong"]
 NeedleTask = Literal["single", "multi_key", "multi_value", "passkey", "variable_tracking"]
 OWN_SUITES: tuple[SuiteName, ...] = ("heldout", "needles", "absorbed", "efficiency", "probing")
 

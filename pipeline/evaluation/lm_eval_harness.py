@@ -11,10 +11,11 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
+from pipeline.evaluation.infinitebench import lm_eval_variant
 from pipeline.evaluation.lm_eval_model import HippocampusLM
 
 LmEvalTask = str | dict[str, Any] | Task | Group
-NOT_OFFICIAL = {"infinitebench": "lm-eval's variant"}  # first word of a task's name: what its results are labelled
+NOT_OFFICIAL = {lm_eval_variant.GROUP: lm_eval_variant.LABEL}  # first word of a task: its results' label
 
 
 class Tasks(TaskManager):

@@ -2,21 +2,27 @@
 
     python launchers/run_eval.py --fetch longbench --data_root ROOT      # once, where there is a network
     python -m pipeline.evaluation.lm_eval_run --data_root ROOT --model ahn --tasks longbench_hotpotqa \\
-        --model_args pretrained=RUN/adapter,tokenizer=BASE,window_size=1920
+        --model_args pretrained=RUN/adapter,window_size=1920
 
-is lm-eval's own command line with the model `ahn` registered; its arguments are those of `HippocampusLM`. With
---data_root nothing is fetched: datasets come from there, models and tokenizers from where they are. From Python:
-`pipeline.evaluation.lm_eval_harness.run_lm_eval`.
+is lm-eval's own command line with the model `ahn` registered, whose arguments are those of `HippocampusLM`, and the
+tasks of `LocalTasks`, LV-Eval among them. With --data_root nothing is fetched: datasets come from there, models and
+tokenizers from where they are. From Python: `pipeline.evaluation.lm_eval_harness.run_lm_eval`.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
 from pipeline.errors import run_cli
-from pipeline.evaluation.long_context.lm_eval_data import check_fetched, enter_offline, read_ruler_questions_from
+from pipeline.evaluation.long_context.lm_eval_data import (
+    check_fetched,
+    enter_offline,
+    read_ruler_questions_from,
+    trust_no_tokenizer_code,
+)
 
 
 def main() -> None:
@@ -29,12 +35,17 @@ def main() -> None:
         enter_offline(own.data_root)
 
     # Only now: `datasets` and NLTK read their variables when they are imported.
+    import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
 
     import pipeline.evaluation.lm_eval_model  # noqa: F401 (registers `ahn`)
+    from pipeline.evaluation.lm_eval_tasks import LocalTasks
 
+    if "--trust_remote_code" not in rest:
+        trust_no_tokenizer_code()
     if own.data_root is not None:
         read_ruler_questions_from(own.data_root)
+    lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, "--apply_chat_template" in rest)
     cli_evaluate()
 
 

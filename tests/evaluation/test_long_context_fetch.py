@@ -1,20 +1,14 @@
-"""Fetching the long-context suites, and what lm-eval's tasks load, from hubs on this machine; then without any."""
+"""Fetching the long-context suites: once, what cannot be fetched, and what lm-eval's tasks load."""
 
-import hashlib
 import http.server
 import importlib.util
-import io
-import json
 import os
 import re
 import subprocess
 import sys
 import threading
-import urllib.parse
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
 from pipeline.errors import UserError
@@ -100,141 +94,9 @@ def test_what_cannot_be_fetched_is_one_line(tmp_path, hub):
         assert f"set HF_ENDPOINT to a mirror, or copy it to {tmp_path / 'infinitebench'}" in line
 
 
-def parquet(**row):
-    buffer = io.BytesIO()
-    pa.parquet.write_table(pa.Table.from_pylist([row]), buffer)
-    return buffer.getvalue()
-
-
-def card(configs, split):
-    entries = (
-        f"- config_name: {c}\n  data_files:\n  - split: {split}\n    path: {c}/{split}-*\n" for c in sorted(configs)
-    )
-    return f"---\nconfigs:\n{''.join(entries)}---\n".encode()
-
-
-REPOSITORIES = {
-    HUB_DATASETS["babilong"]: {
-        "README.md": card(["0k", "128k"], "qa1"),
-        "0k/qa1-0.parquet": parquet(input="short", question="Where?", target="here"),
-        "128k/qa1-0.parquet": parquet(input="long", question="Where?", target="there"),
-    },
-    HUB_DATASETS["ruler"]: {"README.md": card(["default"], "train"), "default/train-0.parquet": parquet(text="Essay.")},
-    HOTPOT[0]: {HOTPOT[1]: b'[{"question": "Who?", "answer": "she", "context": [["T", ["a", "b"]]]}]'},
-}
-SQUAD = {
-    "data": [
-        {
-            "paragraphs": [
-                {"context": "C", "qas": [{"is_impossible": False, "question": "What?", "answers": [{"text": "it"}]}]}
-            ]
-        }
-    ]
-}
-
-
-class DatasetHub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as `datasets` asks of repositories with Parquet files; and SQuAD's file."""
-
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        resolve = re.fullmatch("/datasets/(.+?/.+?)/resolve/.+?/(.+)", path)
-        tree = re.fullmatch("/api/datasets/(.+?/.+?)/tree/[^/]+/?(.*)", path)
-        revision = re.fullmatch("/api/datasets/(.+?/.+?)(/revision/.+)?", path)
-        if path == "/dev-v2.0.json":
-            self.answer(json.dumps(SQUAD).encode())
-        elif resolve and resolve[2] in REPOSITORIES.get(resolve[1], {}):
-            self.answer(REPOSITORIES[resolve[1]][resolve[2]])
-        elif tree and tree[1] in REPOSITORIES:
-            self.answer(json.dumps(list(self.entries(REPOSITORIES[tree[1]], tree[2]))).encode())
-        elif revision and revision[1] in REPOSITORIES:
-            self.answer(json.dumps({"id": revision[1], "sha": "a" * 40, "siblings": []}).encode())
-        else:
-            self.answer(b"", 404)
-
-    do_HEAD = do_GET
-
-    def entries(self, files, folder):
-        prefix = f"{folder}/" if folder else ""
-        inside = [name for name in files if name.startswith(prefix)]
-        folders = {
-            prefix + name.removeprefix(prefix).split("/")[0] for name in inside if "/" in name.removeprefix(prefix)
-        }
-        yield from ({"type": "directory", "path": path, "oid": "0", "size": 0} for path in sorted(folders))
-        for name in inside:
-            if "/" not in name.removeprefix(prefix):
-                yield {"type": "file", "path": name, "oid": "0", "size": len(files[name])}
-
-    def answer(self, body, status=200):
-        self.send_response(status)
-        headers = {"X-Repo-Commit": "a" * 40, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'}
-        headers |= {"Content-Length": str(len(body))} | ({} if status == 200 else {"X-Error-Code": "EntryNotFound"})
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        """Silent."""
-
-
-@pytest.fixture
-def dataset_hub():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), DatasetHub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-FETCH_FOR_LM_EVAL = """
-import sys; from pathlib import Path
-from pipeline.errors import run_cli
-from pipeline.evaluation.long_context import fetch
-fetch.SQUAD_URL = sys.argv[2] + "/dev-v2.0.json"
-run_cli(lambda: fetch.fetch_all(["babilong", "ruler"], Path(sys.argv[1])))
-"""
-READ_OFFLINE = """
-import sys; from pathlib import Path
-from pipeline.evaluation.long_context.lm_eval_data import check_fetched, enter_offline, read_ruler_questions_from
-root = Path(sys.argv[1])
-check_fetched(["babilong_qa1", "niah_single_2", "ruler_qa_squad"], root)
-enter_offline(root)
-read_ruler_questions_from(root)
-import datasets
-from lm_eval.tasks._yaml_loader import _import_func_in_yml
-from lm_eval.tasks import ruler, babilong
-load = _import_func_in_yml("common_utils.load_dataset", Path(babilong.__path__[0]))
-print([load(max_seq_lengths=c, qa_split="qa1")["qa1"]["target"][0] for c in ("0k", "128k")])
-print(datasets.load_dataset("baber/paul_graham_essays", split="train")["text"][0])
-get = lambda name: _import_func_in_yml(name, Path(ruler.__path__[0]))()
-print(get("qa_utils.read_squad")[0][0]["outputs"], get("qa_utils.read_hotpotqa")[0][0]["query"])
-import nltk
-print(nltk.data.find("tokenizers/punkt_tab"))
-"""
-
-
-@pytest.mark.slow
-def test_what_lm_eval_loads_is_fetched_once_and_then_found_without_a_network(tmp_path, dataset_hub):
-    splitter = tmp_path / "nltk_data/tokenizers/punkt_tab"  # by hand: NLTK refuses servers of this machine
-    splitter.mkdir(parents=True)
-    done = run(FETCH_FOR_LM_EVAL, tmp_path, dataset_hub, HF_ENDPOINT=dataset_hub, HF_HOME=str(tmp_path / "home"))
-    assert done.returncode == 0, done.stderr
-    cache = tmp_path / "huggingface/datasets"
-    assert done.stdout == (
-        f"babilong: RMT-team/babilong-1k-samples (0k, 128k) in {cache}\n"
-        f"ruler: baber/paul_graham_essays (default) in {cache}\n"
-    )
-    closed = "http://127.0.0.1:9"
-    done = run(READ_OFFLINE, tmp_path, HF_ENDPOINT=closed, HF_HOME=str(tmp_path / "other_home"))
-    assert done.returncode == 0, done.stderr
-    lines = ["['here', 'there']", "Essay.", "['it'] Who?", str(splitter)]
-    assert done.stdout.splitlines() == lines
-
-
 def test_lm_eval_names_the_data_that_is_fetched():
     tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
-    for name in ("longbench", "babilong"):
+    for name in ("longbench", "longbench2", "babilong"):
         paths = (path.read_text() for path in (tasks / name).glob("*") if path.is_file())
         named = {found for text in paths for found in re.findall("^dataset_path: ([^{\\n]+)$", text, re.MULTILINE)}
         assert named == {HUB_DATASETS[name]}
@@ -248,7 +110,9 @@ def test_lm_eval_names_the_data_that_is_fetched():
 def test_tasks_without_their_data_are_named_with_the_command(tmp_path):
     (tmp_path / "huggingface").mkdir()
     (tmp_path / "huggingface/ruler.complete").touch()
-    check_fetched(["niah_single_1", "ruler_vt", "longbench2_code", "hellaswag"], tmp_path)
+    check_fetched(["niah_single_1", "ruler_vt", "hellaswag"], tmp_path)
+    with pytest.raises(UserError, match="lacks longbench2 "):
+        check_fetched(["longbench2_code"], tmp_path)
     with pytest.raises(UserError, match=f"lacks longbench .*get it with: .* --fetch longbench --data_root {tmp_path}"):
         check_fetched(["ruler", "longbench_hotpotqa"], tmp_path)
     arguments = ["--model", "ahn", "--tasks", "a,b", "c", "--limit", "3"]

@@ -64,6 +64,7 @@ MAX_NEW_TOKENS = {
     "code_run": 5,
     "code_debug": 5,
 }
+WITH_OPTIONS = ("longbook_choice_eng", "code_debug")
 _CALL = re.compile(r"(func_[0-9]+)\(-?[0-9]+\)")
 _TARGET_NUMBER = re.compile(r"(The .+) of")
 
@@ -88,7 +89,7 @@ def fill_prompt(task: str, row: Row) -> str:
     """
     template, question = PROMPTS[task], text_field(row, "input")
     fields = {"context": text_field(row, "context"), "input": question, "question": question}
-    if task in ("longbook_choice_eng", "code_debug"):
+    if task in WITH_OPTIONS:
         fields |= dict(zip(("OPTION_A", "OPTION_B", "OPTION_C", "OPTION_D"), options_of(row), strict=True))
     elif task == "code_run":
         call = _search(_CALL, question, "a call such as func_1(2)")

@@ -1,7 +1,7 @@
 """InfiniteBench (arXiv 2402.13718): 12 tasks in English, Chinese, code and numbers, of 100k tokens and more."""
 
 from pipeline.evaluation.infinitebench import metrics
-from pipeline.evaluation.infinitebench.prompts import MAX_NEW_TOKENS, fill_prompt, options_of
+from pipeline.evaluation.infinitebench.prompts import MAX_NEW_TOKENS, WITH_OPTIONS, fill_prompt, options_of
 from pipeline.evaluation.long_context.suite import BadRowError, LongContextExample, Reference, Row, Suite, TaskSpec
 
 _LETTERS = "ABCD"
@@ -28,7 +28,7 @@ def _read_references(task: str, row: Row) -> tuple[Reference, ...]:
         values = values[0]
     if not values or not all(isinstance(value, str | int | float) for value in values):
         raise BadRowError(f"'answer' must be a text, a number or a list of them, found {str(answer)[:80]}")
-    if task not in ("code_debug", "longbook_choice_eng"):
+    if task not in WITH_OPTIONS:
         return tuple(values)
     options = options_of(row)
     if len(values) == 2 and values[1] in tuple(_LETTERS):

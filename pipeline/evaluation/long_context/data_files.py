@@ -5,19 +5,22 @@ inside an archive decides where anything is read or written. No dataset script a
 """
 
 import json
+import logging
 import shlex
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 
 from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
-from pipeline.evaluation.long_context.suite import BadRowError, LongContextExample, Suite, TaskSpec
+from pipeline.evaluation.long_context.suite import BadRowError, LongContextExample, Row, Suite, TaskSpec
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 NAMED = 6  # missing tasks that an error names; of more it gives the number
 
 
@@ -42,7 +45,11 @@ class TaskData:
         self._path, self._member, self._advice = path, member, advice
 
     def __iter__(self) -> Iterator[LongContextExample]:
-        """Examples in the file's order.
+        """Examples in the file's order; raises as `read` does."""
+        return self.read(self.task.read_row)
+
+    def read(self, read_row: Callable[[str, str, Row], T]) -> Iterator[T]:
+        """What `read_row` makes of each row, in the file's order; as `TaskSpec.read_row`, and as those it may refuse.
 
         Raises:
             DataError: the file cannot be read, or has no row of this task.
@@ -54,7 +61,7 @@ class TaskData:
                 if not line.strip():
                     continue
                 try:
-                    example = self._read_line(number, line)
+                    example = read_row(f"{self.task.name}/{number}", self.task.name, _parse(line))
                 except BadRowError as error:
                     self.bad_rows.append(BadRow(number, str(error)))
                     continue
@@ -66,17 +73,14 @@ class TaskData:
                 f"{self} has no row of {self.task.name}: {len(self.bad_rows)} rows are bad{first}; {self._advice}"
             )
 
+    def warn_of_bad_rows(self) -> None:
+        """Logs how many rows the last iteration left out, and why it did the first."""
+        if self.bad_rows:
+            first, num = self.bad_rows[0], len(self.bad_rows)
+            logger.warning("%s: %d rows left out, line %d because %s", self, num, first.line, first.reason)
+
     def __str__(self) -> str:
         return str(self._path) if self._member is None else f"{self._member} in {self._path}"
-
-    def _read_line(self, number: int, line: bytes) -> LongContextExample:
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # of the JSON or of its UTF-8
-            raise BadRowError(f"it is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise BadRowError(f"it must be a JSON object, found {type(row).__name__}")
-        return self.task.read_row(f"{self.task.name}/{number}", self.task.name, row)
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
@@ -91,6 +95,16 @@ class TaskData:
             raise DataError(f"{self} cannot be read: {error.strerror or error}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise DataError(f"{self} is damaged ({error}); {self._advice}") from error
+
+
+def _parse(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # of the JSON or of its UTF-8
+        raise BadRowError(f"it is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise BadRowError(f"it must be a JSON object, found {type(row).__name__}")
+    return row
 
 
 def locate_tasks(suite: Suite, tasks: Sequence[TaskSpec], data_root: Path) -> list[TaskData]:

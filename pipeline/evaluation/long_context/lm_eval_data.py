@@ -14,11 +14,17 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 HUB_DATASETS = {
     "longbench": "Xnhyacinth/LongBench",
+    "longbench2": "recursal/longbench-v2",
     "babilong": "RMT-team/babilong-1k-samples",
     "ruler": "baber/paul_graham_essays",
 }
@@ -27,6 +33,7 @@ HOTPOT = ("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db46562097
 NLTK_PACKAGE = "punkt_tab"
 TASKS = {  # of lm-eval, by the start of their names
     "longbench": re.compile("longbench($|_)"),
+    "longbench2": re.compile("longbench2($|_)"),
     "babilong": re.compile("babilong($|_)"),
     "ruler": re.compile("ruler($|_)|niah_"),
 }
@@ -75,3 +82,14 @@ def read_ruler_questions_from(data_root: Path) -> None:
     questions = _load_module_with_cache(Path(lm_eval.tasks.__file__).resolve().parent / "ruler/qa_utils.py")
     folder = data_root / "ruler"
     questions.download_json = lambda url: json.loads((folder / url.rsplit("/", 1)[1]).read_bytes())
+
+
+def trust_no_tokenizer_code() -> None:
+    """Has RULER load the tokenizer without running code that came with it, which lm-eval would, unasked."""
+    from lm_eval.tasks.ruler import common_utils
+    from transformers import AutoTokenizer
+
+    def load(name: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+    common_utils.AutoTokenizer = SimpleNamespace(from_pretrained=load)

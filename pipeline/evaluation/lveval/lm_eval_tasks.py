@@ -1,6 +1,5 @@
 """LV-Eval as a task group of lm-eval: the official prompts, truncation and metrics, lm-eval's loop and tables."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from pipeline.evaluation.long_context.data_files import TaskData, locate_tasks
 from pipeline.evaluation.long_context.suite import LongContextExample
 from pipeline.evaluation.long_context.truncation import SEAM_TOKENS, MiddleTruncation, count_template_tokens
 from pipeline.evaluation.lveval.tasks import LVEVAL
-
-logger = logging.getLogger(__name__)
 
 
 def lveval_group(
@@ -65,9 +62,7 @@ def lveval_group(
 
 def _build_task(data: TaskData, truncation: MiddleTruncation) -> ConfigurableTask:
     spec, rows = data.task, [_fit_row(example, truncation) for example in data]
-    if data.bad_rows:
-        first = data.bad_rows[0]
-        logger.warning("%s: %d rows left out, line %d because %s", data, len(data.bad_rows), first.line, first.reason)
+    data.warn_of_bad_rows()
 
     def dataset(**_: object) -> dict[str, datasets.Dataset]:
         return {"test": datasets.Dataset.from_list(rows)}

@@ -1,0 +1,83 @@
+"""lm-eval's tasks as our command line has them: on --data_root's files, with LV-Eval beside them."""
+
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from transformers import AutoConfig, AutoTokenizer
+
+from pipeline.errors import UserError
+from pipeline.evaluation.infinitebench import lm_eval_variant
+from pipeline.evaluation.lm_eval_harness import LmEvalTask, Tasks
+from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
+from pipeline.evaluation.lveval.tasks import LVEVAL
+from pipeline.model.files import resolve_model
+
+LVEVAL_TASKS = {f"{LVEVAL.name}_{spec.name}": spec.name for spec in LVEVAL.tasks}
+
+
+class LocalTasks(Tasks):
+    """As `Tasks`, for the `TaskManager` of lm-eval's command line.
+
+    Added: the group `lveval` and its tasks, such as `lveval_hotpotwikiqa_mixup_16k`; `infinitebench` on the official
+    files, labelled as lm-eval's variant; and, for RULER, the model's tokenizer where --model_args names none.
+    """
+
+    def __init__(
+        self, data_root: Path | None, apply_chat_template: bool, *, metadata: dict[str, Any] | None, **options: Any
+    ) -> None:
+        """
+        Args:
+            data_root: of the benchmarks' files. None: lm-eval's tasks load from the hub, the others are refused.
+            apply_chat_template: whether prompts will be wrapped in the tokenizer's template, which takes room.
+            metadata: --model_args and --metadata.
+            options: lm-eval's.
+        """
+        self._data_root, self._apply_chat_template = data_root, apply_chat_template
+        self._arguments = dict(metadata or {})
+        folder = Path(str(self._arguments.get("pretrained", "")))
+        if "tokenizer" not in self._arguments and folder.is_dir():
+            self._arguments["tokenizer"] = resolve_model(folder, self._arguments.get("base")).tokenizer
+        super().__init__(metadata=self._arguments, **options)
+
+    @property
+    def all_tasks(self) -> list[str]:
+        """Names of tasks, groups and tags."""
+        return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS})
+
+    def _build(self, spec: LmEvalTask) -> list[Task | Group]:
+        if spec in (LVEVAL.name, *LVEVAL_TASKS):
+            return self._build_lveval(spec)
+        if isinstance(spec, str) and spec.startswith(f"{lm_eval_variant.GROUP}_"):
+            return super()._build(lm_eval_variant.on_data_root(spec, self._root(spec)))
+        if spec == lm_eval_variant.GROUP:
+            self._root(spec)
+            group = Group(spec, alias=f"{spec} ({lm_eval_variant.LABEL})")
+            for name in self.all_subtasks:
+                if name.startswith(f"{spec}_"):
+                    group.add(*self._build(name))
+            return [group]
+        return super()._build(spec)
+
+    def _build_lveval(self, name: str) -> list[Task | Group]:
+        files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
+        tokenizer = AutoTokenizer.from_pretrained(self._arguments["tokenizer"])
+        whole = AutoConfig.from_pretrained(files.base or files.folder).max_position_embeddings
+        group = lveval_group(
+            self._root(name),
+            tokenizer,
+            int(self._arguments.get("max_length") or whole),
+            tasks=None if name == LVEVAL.name else [LVEVAL_TASKS[name]],
+            apply_chat_template=self._apply_chat_template,
+        )
+        return [group] if name == LVEVAL.name else list(group)
+
+    def _root(self, name: str) -> Path:
+        if self._data_root is None:
+            suite = name.split("_")[0]
+            raise UserError(
+                f"--tasks {name}: give --data_root, the folder with {suite}'s files; `python launchers/run_eval.py "
+                f"--fetch {suite} --data_root FOLDER` brings them"
+            )
+        return self._data_root
