@@ -70,7 +70,8 @@ def test_records_hold_what_caches_hold_and_what_accounting_says(folder, readers)
 
 def test_growth_is_per_doubling() -> None:
     def record(length, seconds):
-        return {"variant": "full", "length": length, "prefill_s": seconds, "decode_s": 2.0, "cache_bytes": length}
+        measured = {"prefill_s": seconds, "decode_s": 2.0, "cache_bytes": length}
+        return {"variant": "full", "length": length, "device": "cpu", **measured}
 
     growth = summarise([record(800, 90.0), record(100, 1.0), record(200, 3.0)])["growth"]["full"]
     assert [(step["from"], step["to"]) for step in growth] == [(100, 200), (200, 800)]
@@ -81,3 +82,16 @@ def test_growth_is_per_doubling() -> None:
 def test_lengths_are_multiples_of_the_budget_if_none_are_given(folder) -> None:
     suite = make_suite(folder, EfficiencyConfig())
     assert [unit.key for unit in suite.units()][:5] == [f"full/{n * 16}" for n in (1, 2, 4, 8, 16)]
+
+
+def test_times_of_two_devices_in_one_folder_are_told_apart(folder, readers) -> None:
+    suite = make_suite(folder, EfficiencyConfig(lengths=[16, 32, 64], new_tokens=1))
+    records = {unit.key: suite.measure(unit, readers) for unit in suite.units() if unit.variants == ("window",)}
+    (one,) = suite.sections(suite.summarise(records), records)
+    assert "Do not compare" not in one.note and len(suite.summarise(records)["growth"]["window"]) == 2
+    records["window/64"]["device"] = "another machine"
+    summary = suite.summarise(records)
+    assert [(step["from"], step["to"]) for step in summary["growth"]["window"]] == [(16, 32)]
+    (section,) = suite.sections(summary, records)
+    assert f"{' and '.join(sorted({r['device'] for r in records.values()}))}, with" in section.note
+    assert "Do not compare times of different devices" in section.note

@@ -149,6 +149,14 @@ def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, r
         measure(BenchmarkSuite("lveval", inputs(("window",), given.tokenizer, tasks=ENGLISH[:1], chat=c)), readers)
         for c in (False, True)
     )
+    tokenizers = [AutoTokenizer.from_pretrained(given.files.tokenizer) for _ in range(2)]
+    for tokenizer, version in zip(tokenizers, (template, template + "!"), strict=True):
+        tokenizer.chat_template = version
+    same, other = (
+        BenchmarkSuite("lveval", inputs(("window",), tokenizer, tasks=ENGLISH[:1], chat=True)).settings
+        for tokenizer in tokenizers
+    )
+    assert same != other and same | {"around_prompts": 0} == other | {"around_prompts": 0}
     template_tokens = len(given.tokenizer(before + after, add_special_tokens=False).input_ids)
     short, cut = (chat[key]["prompt_tokens"] - plain[key]["prompt_tokens"] for key in plain)
     assert short == pytest.approx(template_tokens - 1, abs=4)  # without the token that begins a text

@@ -11,9 +11,10 @@ from pipeline.evaluation.variant_style import COLOURS, LABELS
 
 
 def plot_efficiency(contexts: Sequence[Record]) -> bytes:
-    """Seconds of reading, milliseconds of a new token, cache and FLOPs against the length of the context."""
+    """Seconds of reading, milliseconds of a new token, cache and, where accounted for, FLOPs against the length."""
+    heights = (1, 1, 1, 0.8) if any(r["accounted"] is not None for r in contexts) else (1, 1, 1)
     by_variant = {r["variant"]: [x for x in contexts if x["variant"] == r["variant"]] for r in contexts}
-    with draw(9.0, heights=(1, 1, 1, 0.8)) as ((prefill, decode, cache, flops), drawing):
+    with draw(2.4 * sum(heights), heights=heights) as ((prefill, decode, cache, *flops), drawing):
         for variant, records in by_variant.items():
             accounted = [r for r in records if r["accounted"] is not None]
             dots = {"color": COLOURS[variant], "label": LABELS[variant], "marker": "o", "markersize": 4}
@@ -22,8 +23,13 @@ def plot_efficiency(contexts: Sequence[Record]) -> bytes:
             _draw(decode, records, lambda r: 1000 * r["decode_s"], dots | {"linewidth": 1})
             _draw(cache, records, lambda r: r["cache_bytes"] / 2**20, dots | {"linestyle": "none"})
             _draw(cache, accounted, lambda r: r["accounted"]["kept_bytes"] / 2**20, line)
-            _draw(flops, accounted, lambda r: r["accounted"]["prefill_flops"] / 1e9, line)
-        for axes, label in ((prefill, "read (s)"), (cache, "cache (MiB)"), (flops, "read (GFLOPs)")):
+            for axes in flops:
+                _draw(axes, accounted, lambda r: r["accounted"]["prefill_flops"] / 1e9, line)
+        for axes, label in (
+            (prefill, "read (s)"),
+            (cache, "cache (MiB)"),
+            *((axes, "read (GFLOPs)") for axes in flops),
+        ):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:,g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -31,10 +37,11 @@ def plot_efficiency(contexts: Sequence[Record]) -> bytes:
         decode.set_ylabel("new token (ms)")
         decode.set_ylim(bottom=0)
         lengths = sorted({r["length"] for r in contexts})
-        flops.set_xscale("log", base=2)
-        flops.set_xticks(lengths, [f"{n:,}" for n in lengths])
-        flops.xaxis.set_minor_locator(NullLocator())
-        flops.set_xlabel("context (tokens)")
+        lowest = (prefill, decode, cache, *flops)[-1]
+        lowest.set_xscale("log", base=2)
+        lowest.set_xticks(lengths, [f"{n:,}" for n in lengths])
+        lowest.xaxis.set_minor_locator(NullLocator())
+        lowest.set_xlabel("context (tokens)")
         prefill.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawing.png
 

@@ -15,18 +15,19 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
     """Growth, the picture, and every context folded away."""
     contexts, growth = summary["contexts"], summary["growth"]
     longest, threads = max(r["length"] for r in contexts), max(r["threads"] for r in contexts)
-    devices = " and ".join(sorted({r["device"] for r in contexts}))
+    devices = sorted({r["device"] for r in contexts})
     lead = (
         f"A context of up to {longest:,} tokens ({longest / window.lossless_budget:.3g} W) read in parts of at most "
         f"{prefill_chunk:,} tokens, then {new_tokens} tokens one by one."
     )
+    apart = "" if len(devices) == 1 else " Do not compare times of different devices; the growth does not."
     note = (
-        f"Taken by the first process on {devices}, with {threads} CPU thread(s), after its other work; the other "
-        f"processes named below were free to work on. Reading: median of up to 3 times. Decoding: median of "
+        f"Taken by the first process on {' and '.join(devices)}, with {threads} CPU thread(s), after its other work; "
+        f"the other processes named below were free to work on. Reading: median of up to 3 times. Decoding: median of "
         f"{new_tokens} tokens after one that is not timed, logits included; reading computes none, the accounted FLOPs "
         f"have them for every token. Buffers with full attention grow by doubling, so the cache may hold up to twice "
         f"what it needs. {LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and "
-        f"{LABELS['full']} cost."
+        f"{LABELS['full']} cost.{apart}"
     )
     caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
     picture = Picture(plot_efficiency(contexts), "Time, cache and FLOPs by length of the context", caption)

@@ -12,14 +12,17 @@ GROWING = ("prefill_s", "decode_s", "cache_bytes")
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """`contexts`: the records by variant and length. `growth`: for each variant, what doubling the context multiplies
-    a figure by, between each length and the next, and `to` that length."""
+    a figure by, between each length and the next, and `to` that length; none between lengths taken on two devices."""
     by_variant: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: r["length"]):
         by_variant.setdefault(record["variant"], []).append(record)
     order = list(dict.fromkeys(record["variant"] for record in records))
     return {
         "contexts": [record for variant in order for record in by_variant[variant]],
-        "growth": {variant: [_per_doubling(*two) for two in pairwise(by_variant[variant])] for variant in order},
+        "growth": {
+            variant: [_per_doubling(a, b) for a, b in pairwise(by_variant[variant]) if a["device"] == b["device"]]
+            for variant in order
+        },
     }
 
 
