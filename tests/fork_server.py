@@ -44,7 +44,8 @@ class ForkServer:
     """The process that imports, and of which scripts' processes are forks; it ends with this one."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        here = str(Path(__file__).parents[1])  # not the checkout that an editable install may name
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._server = subprocess.Popen(
             [sys.executable, __file__], text=True, env=environment, start_new_session=True, **pipes

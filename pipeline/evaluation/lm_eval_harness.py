@@ -75,7 +75,7 @@ def run_lm_eval(
     metadata: dict[str, Any] | None = None,
     include_path: Path | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Runs tasks of lm-eval on a model.
 
     Args:
@@ -93,7 +93,8 @@ def run_lm_eval(
     Returns:
         lm-eval's results. Added: "truncation", which gives by task its requests and how many of them lost part of
         their context, to `max_length` or by a task that cuts its own prompts and has a metric `truncated`. Results of
-        InfiniteBench tasks are labelled, in their alias, as those of lm-eval's variant.
+        InfiniteBench tasks are labelled, in their alias, as those of lm-eval's variant. Where torch.distributed is
+        initialised, all processes call this, and share the work; those but the first get None.
 
     Raises:
         UserError: no such task, its data or packages are missing, or the model does not fit it.
@@ -109,10 +110,13 @@ def run_lm_eval(
     results = simple_evaluate(
         lm, tasks=list(tasks), task_manager=manager, apply_chat_template=apply_chat_template, **options
     )
+    if results is None:
+        return None
     scores = results["results"]
+    num_requests, num_truncated = lm.count_all()
     results["truncation"] = {
-        task: {"requests": count, "truncated": lm.num_truncated[task] + scores[task].get("truncated,none", 0)}
-        for task, count in lm.num_requests.items()
+        task: {"requests": count, "truncated": num_truncated[task] + scores[task].get("truncated,none", 0)}
+        for task, count in num_requests.items()
     }
     for of_tasks in (scores, results.get("groups", {})):
         for name, score in of_tasks.items():

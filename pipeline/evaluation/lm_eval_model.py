@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -14,6 +15,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
 from pipeline.evaluation.continuations import score_continuation
 from pipeline.evaluation.placement import choose_device, choose_dtype
@@ -29,7 +31,9 @@ class HippocampusLM(HFLM):
 
     Tokenises, stops and applies chat templates as lm-eval's own `hf` does. One request at a time; requests that begin
     with the same text (a document, few-shot examples) read it once. `num_requests` and `num_truncated` count by task
-    the requests, and those whose context was cut.
+    the requests of this process, and those whose context was cut; `count_all` has those of all processes.
+
+    Where torch.distributed is initialised, each process holds the model and takes its share of every task's examples.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class HippocampusLM(HFLM):
             num_sink_tokens: first tokens that attention keeps. Default: the model's own.
             window_size: most recent tokens that attention keeps, sinks not counted. Default: the model's own.
             dtype: of the base. `auto`: bfloat16 on CUDA, float32 on a CPU.
-            device: default: the GPU, or the CPU, also where lm-eval's command line says cuda and there is none.
+            device: default: the GPU, or the CPU, also where lm-eval's command line says cuda and there is none. Of
+                several processes each takes the GPU of its local rank.
             prefill_chunk: prompt tokens read at a time; prompts share what they begin with in multiples of it.
             max_length: tokens of context. Default: the model's max_position_embeddings.
             truncation_side: where a longer context loses tokens. `middle`: LongBench's, LV-Eval's and
@@ -77,7 +82,8 @@ class HippocampusLM(HFLM):
             files = resolve_model(Path(pretrained), base)
             window = files.choose_window(num_sink_tokens, window_size)
             no_gpu = device is None or (device.startswith("cuda") and not torch.cuda.is_available())
-            placed = choose_device() if no_gpu else torch.device(device)
+            shared = dist.is_initialized() and dist.get_world_size() > 1  # lm-eval's command line says cuda:0 to all
+            placed = choose_device(find_rank().local_rank) if no_gpu or shared else torch.device(device)
             pretrained = load_model(str(files.folder), dtype=choose_dtype(dtype, placed), base=files.base).to(placed)
             if window is not None:
                 set_window(pretrained, window)
@@ -89,17 +95,39 @@ class HippocampusLM(HFLM):
         self.truncation_side = truncation_side
         self.num_requests: Counter[str] = Counter()
         self.num_truncated: Counter[str] = Counter()
+        self._counts_of_ranks: list[tuple[Counter[str], Counter[str]]] = []
+        if dist.is_initialized():
+            self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's number of a task's requests in place of every rank's: lm-eval would fill up shorter shares with
+        copies of a request, which only models that work in step need."""
+        return tensor.repeat(self.world_size)
+
+    def barrier(self) -> None:
+        """Waits for all ranks, and has each know the others' counts."""
+        if self.world_size > 1:
+            counts: list[Any] = [None] * self.world_size
+            dist.all_gather_object(counts, (self.num_requests, self.num_truncated))
+            self._counts_of_ranks = counts
+
+    def count_all(self) -> tuple[Counter[str], Counter[str]]:
+        """Requests by task and those whose context was cut, of all processes up to the last barrier."""
+        of_ranks = self._counts_of_ranks or [(self.num_requests, self.num_truncated)]
+        return sum((r for r, _ in of_ranks), Counter()), sum((t for _, t in of_ranks), Counter())
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's figures, and what ours depend on."""
         has_memory = getattr(self.config, "ahn", None) is not None
+        num_requests, num_truncated = self.count_all()
         return super().get_model_info() | {
             "window": str(window_of(self.config)) if has_memory else "full attention",
             "prefill_chunk": self.prefill_chunk,
             "max_length": self.max_length,
             "truncation_side": self.truncation_side,
-            "num_requests": dict(self.num_requests),
-            "num_truncated": dict(self.num_truncated),
+            "num_processes": self.world_size,
+            "num_requests": dict(num_requests),
+            "num_truncated": dict(num_truncated),
         }
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -142,7 +170,9 @@ class HippocampusLM(HFLM):
         num_scored = [max(len(requests[i][2]) for i in group) for group in askers]
         ends = [len(tokens) - n for tokens, n in zip(inputs, num_scored, strict=True)]
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        with tqdm(total=len(requests), desc="loglikelihood", disable=disable_tqdm, delay=5) as progress:
+        with tqdm(
+            total=len(requests), desc="loglikelihood", disable=disable_tqdm or self.rank != 0, delay=5
+        ) as progress:
             for which, cache in read_prefixes(self.model, inputs, ends, self.prefill_chunk):
                 ids = to_ids(inputs[which], self.model)
                 scores = score_continuation(self.model, ids, num_scored[which], cache, self.prefill_chunk)
@@ -175,7 +205,7 @@ class HippocampusLM(HFLM):
             settings.append(kwargs)
         answers = [""] * len(requests)
         ends = [len(tokens) - 1 for tokens in prompts]
-        with tqdm(total=len(requests), desc="generate", disable=disable_tqdm, delay=5) as progress:
+        with tqdm(total=len(requests), desc="generate", disable=disable_tqdm or self.rank != 0, delay=5) as progress:
             for i, cache in read_prefixes(self.model, prompts, ends, self.prefill_chunk):
                 answers[i] = self._generate(prompts[i], cache, settings[i])
                 self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])

@@ -1,5 +1,6 @@
 """lm-eval's tasks as our command line has them: on --data_root's files, with LV-Eval beside them."""
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,26 @@ class LocalTasks(Tasks):
     """
 
     def __init__(
-        self, data_root: Path | None, apply_chat_template: bool, *, metadata: dict[str, Any] | None, **options: Any
+        self,
+        data_root: Path | None,
+        *,
+        apply_chat_template: bool = False,
+        limit: float | None = None,
+        num_processes: int = 1,
+        metadata: dict[str, Any] | None,
+        **options: Any,
     ) -> None:
         """
         Args:
             data_root: of the benchmarks' files. None: lm-eval's tasks load from the hub, the others are refused.
             apply_chat_template: whether prompts will be wrapped in the tokenizer's template, which takes room.
+            limit: --limit, a number of examples or a share of them.
+            num_processes: that share the examples of each task.
             metadata: --model_args and --metadata.
             options: lm-eval's.
         """
         self._data_root, self._apply_chat_template = data_root, apply_chat_template
+        self._limit, self._num_processes = limit, num_processes
         self._arguments = dict(metadata or {})
         folder = Path(str(self._arguments.get("pretrained", "")))
         if "tokenizer" not in self._arguments and folder.is_dir():
@@ -45,6 +56,21 @@ class LocalTasks(Tasks):
     def all_tasks(self) -> list[str]:
         """Names of tasks, groups and tags."""
         return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS})
+
+    def load(self, task_list: Any) -> Any:
+        """As `Tasks.load`.
+
+        Raises:
+            UserError: as there; or there are more processes than examples of a task.
+        """
+        loaded = super().load(task_list)
+        for name, task in loaded["tasks"].items() if self._num_processes > 1 else ():
+            num = len(task.eval_docs)
+            if self._limit is not None:
+                num = min(num, int(self._limit) if self._limit >= 1 else ceil(num * self._limit))
+            if num < self._num_processes:
+                raise UserError(f"--tasks {name}: {num} examples for {self._num_processes} processes; start fewer")
+        return loaded
 
     def _build(self, spec: LmEvalTask) -> list[Task | Group]:
         if spec in (LVEVAL.name, *LVEVAL_TASKS):

@@ -1,6 +1,9 @@
 """What suite `efficiency` measures and accounts for, on a tiny model."""
 
 import json
+import multiprocessing
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +98,35 @@ def test_times_of_two_devices_in_one_folder_are_told_apart(folder, readers) -> N
     (section,) = suite.sections(summary, records)
     assert f"{' and '.join(sorted({r['device'] for r in records.values()}))}, with" in section.note
     assert "Do not compare times of different devices" in section.note
+
+
+def measure_with_little_memory(folder) -> None:
+    """Of two lengths one needs more memory than this process may have; says nothing where all is as it should be."""
+    suite = make_suite(folder, EfficiencyConfig(lengths=[64, 1 << 18], new_tokens=1))
+    model = load_model(str(folder / "adapter"), dtype=torch.float32).eval()
+    readers = {v: Reader(model, v, TINY_WINDOW, 1 << 18, 4.0) for v in VARIANTS}
+    units = [unit for unit in suite.units() if unit.variants == ("full",)]
+    suite.measure(units[0], readers)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + (64 << 20), resource.RLIM_INFINITY))
+    records = {unit.key: suite.measure(unit, readers) for unit in units}
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    small, large = records["full/64"], records[f"full/{1 << 18}"]
+    assert small["prefill_s"] > 0
+    assert (large["prefill_s"], large["decode_s"], large["cache_bytes"]) == (None, None, None)
+    assert large["accounted"]["prefill_flops"] > small["accounted"]["prefill_flops"]
+    for of in (records, {units[1].key: large}):  # some were measured; none
+        summary = suite.summarise(of)
+        assert not any(summary["growth"].values())
+        (section,) = suite.sections(json.loads(json.dumps(summary)), of)
+        assert section.tables[-1].rows[-1][1:5] == ["262,144", "out of memory", "", ""]
+        assert len(section.pictures) == (of is records)
+
+
+@pytest.mark.slow
+def test_a_context_for_which_memory_does_not_suffice_is_a_row_of_the_table(folder) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=measure_with_little_memory, args=(folder,))
+    process.start()
+    process.join(timeout=120)
+    process.kill()
+    assert process.exitcode == 0

@@ -26,8 +26,8 @@ def data_root(tmp_path):
     return tmp_path
 
 
-def tasks_of(data_root, folder, chat=False, **arguments):
-    return LocalTasks(data_root, chat, metadata={"pretrained": str(folder / "adapter"), **arguments}, **INFINITE)
+def tasks_of(data_root, folder, **arguments):
+    return LocalTasks(data_root, metadata={"pretrained": str(folder / "adapter"), **arguments}, **INFINITE)
 
 
 def test_lveval_is_a_group_and_its_tasks_can_be_asked_for_alone(data_root, folder):

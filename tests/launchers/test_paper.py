@@ -109,7 +109,7 @@ def test_suites_are_read_as_they_report(tmp_path):
     text = as_text(tmp_path)
     for row in (
         ("sinks + window", "none asked for", "50.0%"),
-        ("sinks + window + AHN", "2,048", "1.50", "20.0", "1.0"),
+        ("sinks + window + AHN", "2,048", "1.500", "20.0", "1.00"),
         ("digits", "7", "0.50"),
         ("8", "2", "100.0%", "10.0%", "40.0%"),
         ("longbench_hotpotqa", "0.1250"),

@@ -6,22 +6,27 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from pipeline.evaluation.drawing import draw
+from pipeline.evaluation.efficiency.summary import is_measured
 from pipeline.evaluation.suite import Record
 from pipeline.evaluation.variant_style import COLOURS, LABELS
 
 
 def plot_efficiency(contexts: Sequence[Record]) -> bytes:
-    """Seconds of reading, milliseconds of a new token, cache and, where accounted for, FLOPs against the length."""
+    """Seconds of reading, milliseconds of a new token, cache and, where accounted for, FLOPs against the length.
+
+    At least one of the contexts was measured.
+    """
     heights = (1, 1, 1, 0.8) if any(r["accounted"] is not None for r in contexts) else (1, 1, 1)
     by_variant = {r["variant"]: [x for x in contexts if x["variant"] == r["variant"]] for r in contexts}
     with draw(2.4 * sum(heights), heights=heights) as ((prefill, decode, cache, *flops), drawing):
         for variant, records in by_variant.items():
+            measured = [r for r in records if is_measured(r)]
             accounted = [r for r in records if r["accounted"] is not None]
             dots = {"color": COLOURS[variant], "label": LABELS[variant], "marker": "o", "markersize": 4}
             line = {"color": COLOURS[variant], "linewidth": 1.4}
-            _draw(prefill, records, lambda r: r["prefill_s"], dots | {"linewidth": 1})
-            _draw(decode, records, lambda r: 1000 * r["decode_s"], dots | {"linewidth": 1})
-            _draw(cache, records, lambda r: r["cache_bytes"] / 2**20, dots | {"linestyle": "none"})
+            _draw(prefill, measured, lambda r: r["prefill_s"], dots | {"linewidth": 1})
+            _draw(decode, measured, lambda r: 1000 * r["decode_s"], dots | {"linewidth": 1})
+            _draw(cache, measured, lambda r: r["cache_bytes"] / 2**20, dots | {"linestyle": "none"})
             _draw(cache, accounted, lambda r: r["accounted"]["kept_bytes"] / 2**20, line)
             for axes in flops:
                 _draw(axes, accounted, lambda r: r["accounted"]["prefill_flops"] / 1e9, line)

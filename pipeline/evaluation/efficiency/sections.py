@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.efficiency.plots import plot_efficiency
-from pipeline.evaluation.efficiency.summary import GROWING
+from pipeline.evaluation.efficiency.summary import GROWING, figures_of, is_measured
 from pipeline.evaluation.suite import Picture, Record, Section, Table
 from pipeline.evaluation.variant_style import LABELS
 
@@ -30,9 +30,10 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
         f"{LABELS['full']} cost.{apart}"
     )
     caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
-    picture = Picture(plot_efficiency(contexts), "Time, cache and FLOPs by length of the context", caption)
+    title, alt = "Time and memory against the length of the context", "Time, cache and FLOPs by length of the context"
+    pictures = [Picture(plot_efficiency(contexts), alt, caption)] if any(map(is_measured, contexts)) else []
     tables = [*([_growth(growth)] if any(growth.values()) else []), _contexts(contexts)]
-    return Section("Time and memory against the length of the context", lead, (), tables, [picture], note=note)
+    return Section(title, lead, (), tables, pictures, note=note)
 
 
 def _growth(growth: dict[str, list[dict[str, float]]]) -> Table:
@@ -58,8 +59,7 @@ def _contexts(contexts: list[Record]) -> Table:
             a = r["accounted"]
             accounted = [f"{a['kept_bytes'] / MIB:.2f}", f"{a['cache_bytes'] / MIB:.2f}",
                          f"{a['prefill_flops'] / 1e9:,.1f}", f"{a['decode_flops'] / 1e9:.3f}"]  # fmt: skip
-        row = [LABELS[r["variant"]], f"{r['length']:,}", f"{r['prefill_s']:.3f}", f"{1000 * r['decode_s']:.1f}",
-               f"{r['cache_bytes'] / MIB:.2f}", *accounted]  # fmt: skip
-        rows.append([*row, f"{r['peak_bytes'] / MIB:,.0f}"] if on_cuda else row)
+        peak = [] if not on_cuda else [""] if r["peak_bytes"] is None else [f"{r['peak_bytes'] / MIB:,.0f}"]
+        rows.append([LABELS[r["variant"]], f"{r['length']:,}", *figures_of(r), *accounted, *peak])
     header = [*header, "CUDA peak (MiB)"] if on_cuda else header
     return Table(header, rows, f"All {len(rows)} contexts", is_folded=True)

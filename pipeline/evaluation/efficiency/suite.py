@@ -1,7 +1,7 @@
 """Suite `efficiency`: time and memory of reading and of generating, against the length of the context."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import cycle, islice
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipeline.config import Variant
 from pipeline.errors import UserError
 from pipeline.evaluation.efficiency.sections import make_section
 from pipeline.evaluation.efficiency.summary import summarise
-from pipeline.evaluation.efficiency.timing import account_context, time_context
+from pipeline.evaluation.efficiency.timing import Timing, account_context, time_context
 from pipeline.evaluation.placement import name_device
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
@@ -24,8 +24,8 @@ AS_COSTLY_AS_ANOTHER = ("memory_off", "full_yarn")
 class EfficiencySuite:
     """One unit a variant and length, all taken by one process.
 
-    A record has `variant`, `length`, `device` and `threads` (of the process, on the CPU), the fields of `Timing`, and
-    `accounted` with those of `Accounted` or None.
+    A record has `variant`, `length`, `device` and `threads` (of the process, on the CPU), the fields of `Timing`, all
+    None where memory did not suffice, and `accounted` with those of `Accounted` or None.
 
     Raises:
         UserError: the haystack is empty.
@@ -56,12 +56,13 @@ class EfficiencySuite:
         length, reader = int(unit.key.split("/")[1]), readers[variant]
         tokens = list(islice(cycle(self._haystack), length + 1 + self._new_tokens))
         accounted = account_context(reader, length, self._window)
+        timing = time_context(reader, tokens, self._new_tokens)
         return {
             "variant": variant,
             "length": length,
             "device": name_device(),
             "threads": torch.get_num_threads(),
-            **asdict(time_context(reader, tokens, self._new_tokens)),
+            **(dict.fromkeys(f.name for f in fields(Timing)) if timing is None else asdict(timing)),
             "accounted": None if accounted is None else asdict(accounted),
         }
 

@@ -30,11 +30,25 @@ class Timing:
     peak_bytes: int | None
 
 
-def time_context(reader: Reader, tokens: Sequence[int], new_tokens: int) -> Timing:
+def time_context(reader: Reader, tokens: Sequence[int], new_tokens: int) -> Timing | None:
     """Reads all but the last `new_tokens` + 1 of `tokens`, then those one by one, the first of them untimed.
 
     What is read token by token is the text's own, so that no variant stops early.
+
+    Returns:
+        None: the device has not the memory for it.
     """
+    try:
+        return _time_context(reader, tokens, new_tokens)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:  # of a CPU, whose allocator has no class of its own
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+    return None
+
+
+def _time_context(reader: Reader, tokens: Sequence[int], new_tokens: int) -> Timing:
     length, on_cuda = len(tokens) - new_tokens - 1, reader.model.device.type == "cuda"
     # CUDA chooses and compiles kernels by shape, so the very context warms it up.
     reader.read(tokens[: length if on_cuda else min(length, WARM_UP_TOKENS)], reader.new_cache())

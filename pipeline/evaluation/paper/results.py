@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.efficiency.summary import figures_of
 from pipeline.evaluation.suite import Table
 from pipeline.evaluation.variant_style import LABELS
 from pipeline.metrics.accounting import PRESETS, PUBLISHED_FLOPS, compute_account
@@ -64,14 +65,7 @@ def read_efficiency(root: Path) -> Table | None:
     if found is None:
         return None
     rows = [
-        [
-            LABELS[context["variant"]],
-            f"{context['length']:,}",
-            f"{context['prefill_s']:.2f}",
-            f"{1000 * context['decode_s']:.1f}",
-            f"{context['cache_bytes'] / 2**20:.1f}",
-        ]
-        for context in found["contexts"]
+        [LABELS[context["variant"]], f"{context['length']:,}", *figures_of(context)] for context in found["contexts"]
     ]
     return Table(("attention", "context", "prefill s", "decode ms a token", "cache MiB"), rows, source)
 
