@@ -8,6 +8,7 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 from lm_eval._cli.harness import HarnessCLI
+from torch.distributed.run import get_args_parser
 
 from pipeline.config import (
     AccountingConfig,
@@ -18,7 +19,7 @@ from pipeline.config import (
     TrainRunConfig,
     parse_cli,
 )
-from pipeline.evaluation.lm_eval_run import tasks_of
+from pipeline.evaluation.lm_eval_run import peek
 from pipeline.evaluation.paper.items import ITEMS
 from pipeline.evaluation.paper.text import MISSING, as_markdown, as_text
 from pipeline.launching.findings import Findings
@@ -47,18 +48,21 @@ def test_every_command_is_one_that_its_launcher_takes(command, monkeypatch):
     if program == "make":
         assert re.search(rf"^{rest[0]}:", Path("Makefile").read_text(), re.MULTILINE)
         return
-    if program in ("torchrun", "deepspeed"):
-        assert rest[0] == {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[program] and rest[1].isdigit()
-        rest = rest[3:] if program == "torchrun" and rest[2] == "--" else rest[2:]
+    if program == "torchrun":
+        parsed = get_args_parser().parse_args(rest)
+        assert parsed.nproc_per_node.isdigit() and parsed.module == ("-m" in rest)
+        module, arguments = parsed.training_script, parsed.training_script_args
     else:
-        assert program == "python"
-    module, *arguments = rest[1:] if rest[0] == "-m" else rest
+        if program == "deepspeed":
+            assert rest[0] == "--num_gpus" and rest[1].isdigit()
+            rest = rest[2:]
+        module, *arguments = rest[1:] if rest[0] == "-m" else rest
     assert Path(module).is_file() or Path(module.replace(".", "/") + ".py").is_file()
     if module == "pipeline.evaluation.lm_eval_run":
         assert arguments[0] == "--data_root"
         parsed = HarnessCLI()._parser.parse_args(["run", *arguments[2:]])
         assert parsed.model == "ahn" and parsed.tasks
-        for task in tasks_of(arguments):
+        for task in peek(arguments).tasks:
             assert re.search(rf"^(task|group): {task}$", LM_EVAL_TASKS, re.MULTILINE)
     elif module == "launchers/submit.py":
         findings = Findings()

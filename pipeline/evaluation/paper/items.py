@@ -17,9 +17,10 @@ BASE = "/shared/models/Qwen2.5-3B-Instruct"
 TRAIN = "python launchers/submit.py --config launchers/recipes/experiments/qwen2.5-3b-gdn.yaml --gpu_memory 80"
 FETCH = "python launchers/run_eval.py --data_root /shared/benchmarks --fetch"
 ON_GPUS = f"torchrun --nproc_per_node 8 -- launchers/run_eval.py --model {RUN}/adapter --output {RUN}/paper"
-LM_EVAL = (
-    f"python -m pipeline.evaluation.lm_eval_run --data_root /shared/benchmarks --model ahn --output_path {RUN}/paper"
+LM_EVAL_ON_GPUS = (
+    "torchrun --nproc_per_node 8 -m pipeline.evaluation.lm_eval_run --data_root /shared/benchmarks --model ahn"
 )
+LM_EVAL = f"{LM_EVAL_ON_GPUS} --output_path {RUN}/paper"
 ABLATION = (
     "deepspeed --num_gpus 8 launchers/train.py --config launchers/recipes/qwen2.5-7b-gdn.yaml --ds_config "
     "ds_configs/zero2.json --model /shared/models/Qwen2.5-7B-Instruct --data /shared/ahn/chatqa2"
@@ -33,7 +34,7 @@ ON_CPU = (
 )
 CPU_LM_EVAL = (
     "python -m pipeline.evaluation.lm_eval_run --data_root runs/benchmarks --model ahn --model_args "
-    "pretrained=runs/demo/train/adapter,tokenizer=.cache/smollm2-135m --limit 2 --output_path runs/paper"
+    "pretrained=runs/demo/train/adapter --limit 2 --output_path runs/paper"
 )
 CPU_TRAIN = (
     "deepspeed --num_gpus 2 launchers/train.py --config launchers/recipes/demo.yaml --ds_config ds_configs/zero2.json "
@@ -104,7 +105,7 @@ ITEMS = (
         on_gpus=(
             f"{FETCH} ruler",
             f"{LM_EVAL} --tasks niah_single_1,niah_single_2,niah_single_3 --model_args "
-            f"pretrained={RUN}/adapter,tokenizer={BASE},max_length=131200 --metadata "
+            f"pretrained={RUN}/adapter,max_length=131200 --metadata "
             "'{\"max_seq_lengths\": [131072]}'",
             f"{ON_GPUS}/needles --suites needles --needles.tasks single --needles.lengths 65536 131072",
         ),
@@ -124,7 +125,7 @@ ITEMS = (
             f"{ABLATION} --output /shared/ahn/7b-gdn",
             f"{ABLATION} --output /shared/ahn/7b-cross-entropy --train.loss ce",
             f"{ABLATION} --output /shared/ahn/7b-fixed-window --window.budgets 1024",
-            "python -m pipeline.evaluation.lm_eval_run --data_root /shared/benchmarks --model ahn --tasks longbench "
+            f"{LM_EVAL_ON_GPUS} --tasks longbench "
             "--apply_chat_template --model_args pretrained=/shared/ahn/7b-cross-entropy/adapter,window_size=8064",
         ),
         on_cpu=(
