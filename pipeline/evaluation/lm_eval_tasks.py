@@ -11,11 +11,13 @@ from transformers import AutoConfig, AutoTokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench import lm_eval_variant
 from pipeline.evaluation.lm_eval_harness import LmEvalTask, Tasks
+from pipeline.evaluation.long_context.data_files import locate_tasks
+from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
-from pipeline.model.files import resolve_model
+from pipeline.model.files import is_published_id, resolve_model
 
-LVEVAL_TASKS = {f"{LVEVAL.name}_{spec.name}": spec.name for spec in LVEVAL.tasks}
+LVEVAL_TASKS = [f"{LVEVAL.name}_{spec.name}" for spec in LVEVAL.tasks]
 
 
 class LocalTasks(Tasks):
@@ -47,15 +49,31 @@ class LocalTasks(Tasks):
         self._data_root, self._apply_chat_template = data_root, apply_chat_template
         self._limit, self._num_processes = limit, num_processes
         self._arguments = dict(metadata or {})
-        folder = Path(str(self._arguments.get("pretrained", "")))
-        if "tokenizer" not in self._arguments and folder.is_dir():
-            self._arguments["tokenizer"] = resolve_model(folder, self._arguments.get("base")).tokenizer
+        model = str(self._arguments.get("pretrained", ""))
+        if "tokenizer" not in self._arguments and (Path(model).is_dir() or is_published_id(model)):
+            self._arguments["tokenizer"] = resolve_model(Path(model), self._arguments.get("base")).tokenizer
         super().__init__(metadata=self._arguments, **options)
 
     @property
     def all_tasks(self) -> list[str]:
         """Names of tasks, groups and tags."""
         return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS})
+
+    def match_tasks(self, task_list: list[str]) -> list[str]:
+        """Names of those asked for, with wildcards. lm-eval asks before it loads the model.
+
+        Raises:
+            UserError: LV-Eval's or InfiniteBench's files are missing.
+            DataError: an archive is damaged.
+        """
+        names = super().match_tasks(task_list)
+        for name in names:
+            if name in (LVEVAL.name, *LVEVAL_TASKS):
+                locate_tasks(LVEVAL, _lveval_specs(name), self._root(name))
+            elif name.split("_")[0] == lm_eval_variant.GROUP:
+                for task in self._variants(name):
+                    lm_eval_variant.on_data_root(task, self._root(name))
+        return names
 
     def load(self, task_list: Any) -> Any:
         """As `Tasks.load`.
@@ -75,16 +93,22 @@ class LocalTasks(Tasks):
     def _build(self, spec: LmEvalTask) -> list[Task | Group]:
         if spec in (LVEVAL.name, *LVEVAL_TASKS):
             return self._build_lveval(spec)
-        if isinstance(spec, str) and spec.startswith(f"{lm_eval_variant.GROUP}_"):
-            return super()._build(lm_eval_variant.on_data_root(spec, self._root(spec)))
-        if spec == lm_eval_variant.GROUP:
-            self._root(spec)
+        if isinstance(spec, str) and spec.split("_")[0] == lm_eval_variant.GROUP:
+            root = self._root(spec)
+            tasks = [t for n in self._variants(spec) for t in self._build(lm_eval_variant.on_data_root(n, root))]
+            if spec != lm_eval_variant.GROUP:
+                return tasks
             group = Group(spec, alias=f"{spec} ({lm_eval_variant.LABEL})")
-            for name in self.all_subtasks:
-                if name.startswith(f"{spec}_"):
-                    group.add(*self._build(name))
+            for task in tasks:
+                group.add(task)
             return [group]
         return super()._build(spec)
+
+    def _variants(self, name: str) -> list[str]:
+        """lm-eval's InfiniteBench tasks: all of them for the group's name."""
+        if name != lm_eval_variant.GROUP:
+            return [name]
+        return [task for task in self.all_subtasks if task.startswith(f"{name}_")]
 
     def _build_lveval(self, name: str) -> list[Task | Group]:
         files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
@@ -94,7 +118,7 @@ class LocalTasks(Tasks):
             self._root(name),
             tokenizer,
             int(self._arguments.get("max_length") or whole),
-            tasks=None if name == LVEVAL.name else [LVEVAL_TASKS[name]],
+            tasks=[spec.name for spec in _lveval_specs(name)],
             apply_chat_template=self._apply_chat_template,
         )
         return [group] if name == LVEVAL.name else list(group)
@@ -107,3 +131,7 @@ class LocalTasks(Tasks):
                 f"--fetch {suite} --data_root FOLDER` brings them"
             )
         return self._data_root
+
+
+def _lveval_specs(name: str) -> list[TaskSpec]:
+    return [spec for spec in LVEVAL.tasks if name in (LVEVAL.name, f"{LVEVAL.name}_{spec.name}")]

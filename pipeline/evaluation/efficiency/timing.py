@@ -41,10 +41,12 @@ def time_context(reader: Reader, tokens: Sequence[int], new_tokens: int) -> Timi
     try:
         return _time_context(reader, tokens, new_tokens)
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+        pass
     except RuntimeError as error:  # of a CPU, whose allocator has no class of its own
         if "DefaultCPUAllocator" not in str(error):
             raise
+    if reader.model.device.type == "cuda":
+        torch.cuda.empty_cache()  # not before: the error holds what had been allocated
     return None
 
 
