@@ -1,6 +1,5 @@
 """Our models as lm-eval (EleutherAI's lm-evaluation-harness) knows models: prompts in chunks, documents once."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,6 @@ import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +16,7 @@ from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokeni
 from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
 from pipeline.evaluation.continuations import score_continuation
+from pipeline.evaluation.lm_eval_shares import SharedLM
 from pipeline.evaluation.placement import choose_device, choose_dtype
 from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
 from pipeline.model.augment import window_of
@@ -26,14 +25,11 @@ from pipeline.model.loading import load_model, set_window
 
 
 @register_model("ahn")
-class HippocampusLM(HFLM):
+class HippocampusLM(SharedLM):
     """An AHN model, or a base with full attention to compare with, as lm-eval's model.
 
     Tokenises, stops and applies chat templates as lm-eval's own `hf` does. One request at a time; requests that begin
-    with the same text (a document, few-shot examples) read it once. `num_requests` and `num_truncated` count by task
-    the requests of this process, and those whose context was cut; `count_all` has those of all processes.
-
-    Where torch.distributed is initialised, each process holds the model and takes its share of every task's examples.
+    with the same text (a document, few-shot examples) read it once.
     """
 
     def __init__(
@@ -91,30 +87,7 @@ class HippocampusLM(HFLM):
         super().__init__(
             pretrained, backend="causal", tokenizer=tokenizer, max_length=max_length, add_bos_token=add_bos_token
         )
-        self.prefill_chunk = prefill_chunk
-        self.truncation_side = truncation_side
-        self.num_requests: Counter[str] = Counter()
-        self.num_truncated: Counter[str] = Counter()
-        self._counts_of_ranks: list[tuple[Counter[str], Counter[str]]] = []
-        if dist.is_initialized():
-            self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This rank's number of a task's requests in place of every rank's: lm-eval would fill up shorter shares with
-        copies of a request, which only models that work in step need."""
-        return tensor.repeat(self.world_size)
-
-    def barrier(self) -> None:
-        """Waits for all ranks, and has each know the others' counts."""
-        if self.world_size > 1:
-            counts: list[Any] = [None] * self.world_size
-            dist.all_gather_object(counts, (self.num_requests, self.num_truncated))
-            self._counts_of_ranks = counts
-
-    def count_all(self) -> tuple[Counter[str], Counter[str]]:
-        """Requests by task and those whose context was cut, of all processes up to the last barrier."""
-        of_ranks = self._counts_of_ranks or [(self.num_requests, self.num_truncated)]
-        return sum((r for r, _ in of_ranks), Counter()), sum((t for _, t in of_ranks), Counter())
+        self.prefill_chunk, self.truncation_side = prefill_chunk, truncation_side
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's figures, and what ours depend on."""
@@ -151,7 +124,7 @@ class HippocampusLM(HFLM):
                     f"{request.task_name}: an answer of {len(tokens)} tokens does not fit a context of "
                     f"{self.max_length}; give a larger max_length"
                 )
-            fitted.append(((context, continuation), self._fit(context_tokens, room, request), tokens))
+            fitted.append(((context, continuation), self.fit(context_tokens, room, request), tokens))
         return self._loglikelihood_tokens(fitted, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
@@ -200,7 +173,7 @@ class HippocampusLM(HFLM):
                     f"{request.task_name} asks for {kwargs['max_gen_toks']} new tokens in a context of "
                     f"{self.max_length}; give a smaller max_gen_toks (--gen_kwargs) or a larger max_length"
                 )
-            tokens = self._fit(self.tok_encode(context) or [self.prefix_token_id], room, request)
+            tokens = self.fit(self.tok_encode(context) or [self.prefix_token_id], room, request)
             prompts.append(np.array(tokens, np.int32))
             settings.append(kwargs)
         answers = [""] * len(requests)
@@ -226,12 +199,3 @@ class HippocampusLM(HFLM):
         )
         text = self.tok_decode(output[0, len(prompt) :].tolist())
         return postprocess_generated_text(text, stop=until, think_end_token=None)
-
-    def _fit(self, context: list[int], room: int, request: Instance) -> list[int]:
-        """The context, or `room` tokens of it; counts both by task."""
-        self.num_requests[request.task_name] += 1
-        if len(context) <= room:
-            return context
-        self.num_truncated[request.task_name] += 1
-        num_first = room // 2 if self.truncation_side == "middle" else 0
-        return context[:num_first] + context[len(context) - (room - num_first) :]
