@@ -83,3 +83,19 @@ def test_ruler_makes_its_documents_without_a_network(data_root, folder, tmp_path
     assert found["results"].keys() == set(RULER)
     assert all(0 <= found["results"][task]["768,none"] <= 1 for task in RULER)
     assert found["config"]["num_requests"] == dict.fromkeys(RULER, 1) and not found["config"]["num_truncated"]
+
+
+def test_the_official_suites_run_without_a_network(data_root, folder, tmp_path):
+    suites = ("--suites", "lveval", "infinitebench", "--tasks", "cmrc_mixup_*", "passkey", "longbook_qa_eng")
+    where = ("--data_root", data_root, "--model", folder / "adapter", "--output", tmp_path / "eval")
+    done = run_apart(
+        *(sys.executable, ROOT / "launchers/run_eval.py", *where, *suites, "--variants", "full", "ahn"),
+        home=data_root.parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "eval/report.json").read_text())
+    assert report["lveval"]["tasks"].keys() == {f"cmrc_mixup_{n}k" for n in (16, 32, 64, 128, 256)}
+    assert report["infinitebench"]["tasks"].keys() == {"passkey", "longbook_qa_eng"}
+    for task in (*report["lveval"]["tasks"].values(), *report["infinitebench"]["tasks"].values()):
+        assert (task["examples"], set(task["scores"])) == (1, {"full", "ahn"})
+    assert report["lveval"]["tasks"]["cmrc_mixup_16k"]["truncated"] == 1
