@@ -30,7 +30,7 @@ def note_left_distributed() -> None:
     _has_left_distributed = True
 
 
-def run_cli(main: Callable[[], None]) -> None:
+def run_cli(main: Callable[[], None], interrupted: str = "interrupted; run again to go on") -> None:
     """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
     code = 0
     try:
@@ -45,7 +45,7 @@ def run_cli(main: Callable[[], None]) -> None:
         # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
         os._exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print("interrupted; run again to go on", file=sys.stderr, flush=True)
+        print(interrupted, file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)
     if _has_left_distributed:
         atexit._run_exitfuncs()

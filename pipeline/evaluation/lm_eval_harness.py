@@ -30,7 +30,7 @@ class Tasks(TaskManager):
         specs = task_list if isinstance(task_list, list) else [task_list]
         unknown = [s for s in specs if isinstance(s, str) and s not in self.all_tasks and not Path(s).is_file()]
         if unknown:
-            raise UserError(f"--tasks {unknown[0]}: lm-eval has no such task; `lm_eval ls tasks` lists them")
+            raise no_such_task(unknown[0])
         built: list[Task | Group] = []
         for spec in specs:
             try:
@@ -42,7 +42,10 @@ class Tasks(TaskManager):
                     f"--tasks {_name(spec)}: its data cannot be loaded ({_one_line(error)}); run it once where the "
                     f"Hugging Face hub can be reached, with the same HF_HOME, or name local files (dataset_path)"
                 ) from error
-        return super().load(built)
+        try:
+            return super().load(built)
+        except ValueError as error:  # a task by its name and in a group
+            raise UserError(f"--tasks {','.join(map(_name, specs))}: {_one_line(error)}") from error
 
     def _build(self, spec: LmEvalTask) -> Sequence[Task | Group]:
         if isinstance(spec, dict) and spec.get("task") in self.all_tasks:
@@ -53,6 +56,12 @@ class Tasks(TaskManager):
         loaded = super().load(spec)
         named = loaded["groups"].get(spec.get("group") if isinstance(spec, dict) else spec)
         return [named] if named is not None else list(loaded["tasks"].values())
+
+
+def no_such_task(name: str) -> UserError:
+    """To be raised."""
+    command = "python -m pipeline.evaluation.lm_eval_run ls tasks"
+    return UserError(f"--tasks {name}: lm-eval has no such task; `{command}` lists them")
 
 
 def _name(spec: LmEvalTask) -> str:

@@ -23,6 +23,8 @@ from pipeline.model.augment import window_of
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model, set_window
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
 
 @register_model("ahn")
 class HippocampusLM(SharedLM):
@@ -40,12 +42,13 @@ class HippocampusLM(SharedLM):
         base: str | None = None,
         num_sink_tokens: int | None = None,
         window_size: int | None = None,
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Dtype = "auto",
         device: str | None = None,
         prefill_chunk: int = 2048,
         max_length: int | None = None,
         truncation_side: Literal["middle", "left"] = "middle",
         add_bos_token: bool | None = None,
+        trust_remote_code: bool = False,
         batch_size: int | str = 1,
     ) -> None:
         """
@@ -63,6 +66,7 @@ class HippocampusLM(SharedLM):
             truncation_side: where a longer context loses tokens. `middle`: LongBench's, LV-Eval's and
                 InfiniteBench's official way; `left`: as lm-eval's own classes do.
             add_bos_token: default: as the tokenizer does.
+            trust_remote_code: run code that comes with the tokenizer.
             batch_size: 1.
 
         Raises:
@@ -83,7 +87,9 @@ class HippocampusLM(SharedLM):
             pretrained = load_model(str(files.folder), dtype=choose_dtype(dtype, placed), base=files.base).to(placed)
             if window is not None:
                 set_window(pretrained, window)
-            tokenizer = AutoTokenizer.from_pretrained(files.tokenizer) if tokenizer is None else tokenizer
+            if tokenizer is None or isinstance(tokenizer, str):
+                name = tokenizer or files.tokenizer
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         super().__init__(
             pretrained, backend="causal", tokenizer=tokenizer, max_length=max_length, add_bos_token=add_bos_token
         )

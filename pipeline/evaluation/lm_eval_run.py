@@ -13,10 +13,10 @@ share of every task (`torchrun --nproc_per_node 8 -m pipeline.evaluation.lm_eval
 
 import argparse
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -34,31 +34,51 @@ from pipeline.evaluation.long_context.lm_eval_data import (
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data_root", type=Path)
-    own, rest = parser.parse_known_args()
-    sys.argv[1:], theirs = rest, peek(rest)
+    own, sys.argv[1:] = parser.parse_known_args()
     if own.data_root is not None:
-        check_fetched(theirs.tasks, own.data_root)
         enter_offline(own.data_root)
-    num_processes = join_processes()
 
     # Only now: `datasets` and NLTK read their variables when they are imported.
     import lm_eval.tasks
-    from lm_eval.__main__ import cli_evaluate
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
 
     import pipeline.evaluation.lm_eval_model  # noqa: F401 (registers `ahn`)
     from pipeline.evaluation.lm_eval_tasks import LocalTasks
 
-    if not theirs.trust_remote_code:
-        trust_no_tokenizer_code()
-    if own.data_root is not None:
-        read_ruler_questions_from(own.data_root)
-    ours = {"apply_chat_template": theirs.apply_chat_template, "limit": theirs.limit, "num_processes": num_processes}
-    lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **ours)
-    cli_evaluate()
-    if num_processes > 1:
+    setup_logging()
+    harness = HarnessCLI()
+    asked = harness.parse_args()
+    options = prepare_run(asked, own.data_root) if asked.command == "run" else {}
+    lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **options)
+    harness.execute(asked)
+    if options.get("num_processes", 1) > 1:
         from pipeline.distributed.groups import leave_distributed
 
         leave_distributed()
+
+
+def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, Any]:
+    """Checks what is asked for and meets the launcher's other processes; returns options of `LocalTasks`.
+
+    Raises:
+        UserError: it cannot work.
+    """
+    from pipeline.evaluation.lm_eval_arguments import answers_file, check_model, example_counter, read_config
+
+    config = read_config(asked)
+    if data_root is not None:
+        check_fetched(config.tasks, data_root)
+        read_ruler_questions_from(data_root)
+    if config.model == "ahn":
+        asked.use_cache = answers_file(config, check_model(config))
+    if not config.trust_remote_code:
+        trust_no_tokenizer_code()
+    return {
+        "apply_chat_template": bool(config.apply_chat_template),
+        "count_examples": example_counter(config),
+        "num_processes": join_processes(),
+    }
 
 
 def join_processes() -> int:
@@ -70,18 +90,5 @@ def join_processes() -> int:
     return place.world_size
 
 
-def peek(arguments: Sequence[str]) -> argparse.Namespace:
-    """What concerns us of lm-eval's own arguments: tasks, limit, apply_chat_template, trust_remote_code."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tasks", "-t", nargs="*", default=[])
-    parser.add_argument("--limit", "-L", type=float)
-    parser.add_argument("--apply_chat_template", nargs="?", const=True, default=False)
-    parser.add_argument("--trust_remote_code", action="store_true")
-    found, _ = parser.parse_known_args(arguments)
-    found.tasks = [name for part in found.tasks for name in part.split(",")]
-    found.apply_chat_template = bool(found.apply_chat_template)
-    return found
-
-
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "interrupted; a run again computes all but what --use_cache PATH keeps")

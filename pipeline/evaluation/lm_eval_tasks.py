@@ -1,6 +1,6 @@
 """lm-eval's tasks as our command line has them: on --data_root's files, with LV-Eval beside them."""
 
-from math import ceil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench import lm_eval_variant
-from pipeline.evaluation.lm_eval_harness import LmEvalTask, Tasks
+from pipeline.evaluation.lm_eval_harness import LmEvalTask, Tasks, no_such_task
 from pipeline.evaluation.long_context.data_files import locate_tasks
 from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
@@ -32,24 +32,24 @@ class LocalTasks(Tasks):
         data_root: Path | None,
         *,
         apply_chat_template: bool = False,
-        limit: float | None = None,
+        count_examples: Callable[[str, int], int] = lambda _, num: num,
         num_processes: int = 1,
-        metadata: dict[str, Any] | None,
+        metadata: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """
         Args:
             data_root: of the benchmarks' files. None: lm-eval's tasks load from the hub, the others are refused.
             apply_chat_template: whether prompts will be wrapped in the tokenizer's template, which takes room.
-            limit: --limit, a number of examples or a share of them.
+            count_examples: maps a task and its number of examples to how many of them are asked for.
             num_processes: that share the examples of each task.
             metadata: --model_args and --metadata.
             options: lm-eval's.
         """
         self._data_root, self._apply_chat_template = data_root, apply_chat_template
-        self._limit, self._num_processes = limit, num_processes
+        self._count_examples, self._num_processes = count_examples, num_processes
         self._arguments = dict(metadata or {})
-        model = str(self._arguments.get("pretrained", ""))
+        model = str(self._arguments.get("pretrained", "/no/model"))
         if "tokenizer" not in self._arguments and (Path(model).is_dir() or is_published_id(model)):
             self._arguments["tokenizer"] = resolve_model(Path(model), self._arguments.get("base")).tokenizer
         super().__init__(metadata=self._arguments, **options)
@@ -59,14 +59,23 @@ class LocalTasks(Tasks):
         """Names of tasks, groups and tags."""
         return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS})
 
+    def list_all_tasks(self, list_groups: bool = True, list_tags: bool = True, list_subtasks: bool = True) -> str:
+        """lm-eval's tables, and the names that are added."""
+        ours = [*([LVEVAL.name] if list_groups else []), *(LVEVAL_TASKS if list_subtasks else [])]
+        listed = super().list_all_tasks(list_groups=list_groups, list_tags=list_tags, list_subtasks=list_subtasks)
+        return "\n".join((listed, "On --data_root:", *ours))
+
     def match_tasks(self, task_list: list[str]) -> list[str]:
         """Names of those asked for, with wildcards. lm-eval asks before it loads the model.
 
         Raises:
-            UserError: LV-Eval's or InfiniteBench's files are missing.
+            UserError: there is no such task, or LV-Eval's or InfiniteBench's files are missing.
             DataError: an archive is damaged.
         """
         names = super().match_tasks(task_list)
+        for asked in task_list if not names else ():
+            if not Path(asked).exists():  # lm-eval takes folders and files of tasks, too
+                raise no_such_task(asked)
         for name in names:
             if name in (LVEVAL.name, *LVEVAL_TASKS):
                 locate_tasks(LVEVAL, _lveval_specs(name), self._root(name))
@@ -81,11 +90,11 @@ class LocalTasks(Tasks):
         Raises:
             UserError: as there; or there are more processes than examples of a task.
         """
-        loaded = super().load(task_list)
+        specs = task_list if isinstance(task_list, list) else [task_list]
+        groups = [f"{name}_" for name in (LVEVAL.name, lm_eval_variant.GROUP) if name in specs]
+        loaded = super().load([s for s in specs if not (isinstance(s, str) and s.startswith(tuple(groups)))])
         for name, task in loaded["tasks"].items() if self._num_processes > 1 else ():
-            num = len(task.eval_docs)
-            if self._limit is not None:
-                num = min(num, int(self._limit) if self._limit >= 1 else ceil(num * self._limit))
+            num = self._count_examples(name, len(task.eval_docs))
             if num < self._num_processes:
                 raise UserError(f"--tasks {name}: {num} examples for {self._num_processes} processes; start fewer")
         return loaded

@@ -73,7 +73,9 @@ def test_two_processes_find_what_one_does(tasks, folder, tmp_path):
 
 
 def test_more_processes_than_examples_is_one_line(tasks, folder, tmp_path):
-    for rank, finished in enumerate(run(tasks, folder / "adapter", tmp_path / "out", 2, "--limit", 0.2)):
+    (tmp_path / "settings.yaml").write_text("limit: 0.2\n")
+    flags = ("--config", tmp_path / "settings.yaml")
+    for rank, finished in enumerate(run(tasks, folder / "adapter", tmp_path / "out", 2, *flags)):
         assert finished.returncode == 2
         (line,) = (line for line in finished.output.splitlines() if line.startswith("error"))
         expected = "--tasks longbench_hotpotqa: 1 examples for 2 processes; start fewer"

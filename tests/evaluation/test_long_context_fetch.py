@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.lm_eval_run import peek
 from pipeline.evaluation.long_context.lm_eval_data import HOTPOT, HUB_DATASETS, SQUAD_URL, check_fetched
 from pipeline.evaluation.lveval.tasks import LVEVAL
 
@@ -115,8 +114,3 @@ def test_tasks_without_their_data_are_named_with_the_command(tmp_path):
         check_fetched(["longbench2_code"], tmp_path)
     with pytest.raises(UserError, match=f"lacks longbench .*get it with: .* --fetch longbench --data_root {tmp_path}"):
         check_fetched(["ruler", "longbench_hotpotqa"], tmp_path)
-    arguments = ["--model", "ahn", "--tasks", "a,b", "c", "--limit", "3"]
-    assert peek(arguments).tasks == peek(["--tasks=a,b,c"]).tasks == peek(["run", "-t", "a", "b", "c"]).tasks
-    assert (peek(arguments).tasks, peek(arguments).limit) == (["a", "b", "c"], 3)
-    assert peek(["--model", "ahn"]).tasks == [] and not peek(arguments).apply_chat_template
-    assert peek(["--apply_chat_template", "--model", "ahn"]).apply_chat_template

@@ -19,7 +19,6 @@ from pipeline.config import (
     TrainRunConfig,
     parse_cli,
 )
-from pipeline.evaluation.lm_eval_run import peek
 from pipeline.evaluation.paper.items import ITEMS
 from pipeline.evaluation.paper.text import MISSING, as_markdown, as_text
 from pipeline.launching.findings import Findings
@@ -62,7 +61,7 @@ def test_every_command_is_one_that_its_launcher_takes(command, monkeypatch):
         assert arguments[0] == "--data_root"
         parsed = HarnessCLI()._parser.parse_args(["run", *arguments[2:]])
         assert parsed.model == "ahn" and parsed.tasks
-        for task in peek(arguments).tasks:
+        for task in parsed.tasks:
             assert re.search(rf"^(task|group): {task}$", LM_EVAL_TASKS, re.MULTILINE)
     elif module == "launchers/submit.py":
         findings = Findings()

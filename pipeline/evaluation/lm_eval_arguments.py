@@ -1,0 +1,112 @@
+"""Looks at lm-eval's command line before anything is loaded: what cannot work gets one line."""
+
+import argparse
+import hashlib
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any, get_args
+
+from lm_eval.config.evaluate_config import EvaluatorConfig
+from transformers import AutoTokenizer
+
+from pipeline.config.inference import check_window_flags
+from pipeline.errors import UserError
+from pipeline.evaluation.facts import weights_fingerprint
+from pipeline.evaluation.lm_eval_model import Dtype, HippocampusLM
+from pipeline.model.files import ModelFiles, resolve_model
+
+_ARGUMENTS = [name for name in inspect.signature(HippocampusLM).parameters if name not in ("device", "batch_size")]
+_LEAST = {"prefill_chunk": 1, "max_length": 2, "num_sink_tokens": 0, "window_size": 1}
+
+
+def read_config(asked: argparse.Namespace) -> EvaluatorConfig:
+    """lm-eval's settings, from its flags and from the YAML file of --config, as it will read them itself.
+
+    Raises:
+        UserError: they contradict each other, name nothing to do, or --output_path cannot be written.
+    """
+    try:
+        config = EvaluatorConfig.from_cli(asked)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if isinstance(config.tasks, str):
+        config.tasks = [config.tasks]
+    config.tasks = [name for part in config.tasks for name in part.split(",")]
+    if not config.tasks:
+        raise UserError("--tasks: name some; `python -m pipeline.evaluation.lm_eval_run ls tasks` lists them")
+    if config.limit is not None and config.limit <= 0:
+        raise UserError(f"--limit {config.limit:g}: must be > 0, a number of examples or a share of them below 1")
+    if config.output_path:
+        _check_writable(Path(config.output_path))
+    return config
+
+
+def check_model(config: EvaluatorConfig) -> ModelFiles:
+    """Checks --model_args of model `ahn`.
+
+    Raises:
+        UserError: one is unknown or out of range, or the model or its tokenizer is not there.
+    """
+    given = config.model_args or {}
+    unknown = [name for name in given if name not in _ARGUMENTS]
+    if unknown:
+        flag = f"give it as --{unknown[0]}" if unknown[0] in ("device", "batch_size") else "it takes"
+        known = "" if flag != "it takes" else f" {', '.join(_ARGUMENTS)}"
+        raise UserError(f"--model_args {unknown[0]}={given[unknown[0]]}: {flag}{known}")
+    if "pretrained" not in given:
+        raise UserError("--model_args: give pretrained=FOLDER, an adapter, a merged model or a base")
+    if config.max_batch_size is not None:
+        raise UserError(f"--max_batch_size {config.max_batch_size}: requests run one at a time; leave it out")
+    for name, least in _LEAST.items():
+        value = given.get(name)
+        if value is not None and (type(value) is not int or value < least):
+            raise UserError(f"--model_args {name}={value}: must be a whole number >= {least}")
+    if given.get("dtype", "auto") not in get_args(Dtype):
+        raise UserError(f"--model_args dtype={given['dtype']}: must be one of {', '.join(get_args(Dtype))}")
+    check_window_flags(given.get("num_sink_tokens"), given.get("window_size"))
+    files = resolve_model(Path(str(given["pretrained"])), given.get("base"))
+    files.choose_window(given.get("num_sink_tokens"), given.get("window_size"))
+    name = str(given.get("tokenizer", files.tokenizer))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=bool(given.get("trust_remote_code")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model_args tokenizer={name}: cannot be loaded ({' '.join(str(error).split())})") from error
+    if config.apply_chat_template and tokenizer.chat_template is None:
+        raise UserError(f"--apply_chat_template: the tokenizer {name} has no chat template; leave it out")
+    return files
+
+
+def answers_file(config: EvaluatorConfig, files: ModelFiles) -> str | None:
+    """--use_cache's file for this very model: lm-eval looks answers up by their prompts alone."""
+    if not config.use_cache:
+        return None
+    facts = json.dumps([weights_fingerprint(files), config.model_args], sort_keys=True, default=str)
+    return f"{config.use_cache}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def example_counter(config: EvaluatorConfig) -> Callable[[str, int], int]:
+    """Maps a task's name and its number of examples to how many of them --limit or --samples leaves."""
+    samples: Mapping[str, Any] = config.samples or {}
+
+    def count(task: str, num: int) -> int:
+        if task in samples:
+            return len(samples[task])
+        if config.limit is None:
+            return num
+        return min(num, int(config.limit) if config.limit >= 1 else ceil(num * config.limit))
+
+    return count
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent if path.suffix == ".json" else path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output_path {path}: cannot be written ({error.strerror}); name another folder") from error
