@@ -12,11 +12,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.config import RecallStudyConfig, parse_cli, to_plain
 from pipeline.errors import UserError, run_cli
+from pipeline.evaluation.writing import write_atomically, writes_to
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHERS = REPOSITORY / "launchers"
@@ -47,24 +49,55 @@ def main() -> None:
                 bar.update()
     rows = summarise(points, of_base, of_cells)
     result = {"settings": to_plain(config), "base": base.name, "points": rows}
-    (config.output / "recall.json").write_text(json.dumps(result, indent=1) + "\n")
-    (config.output / "recall.txt").write_text(format_table(rows) + "\n")
+    with writes_to(config.output):
+        write_atomically(config.output / "recall.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(config.output / "recall.txt", format_table(rows) + "\n")
     print(format_table(rows))
     print(f"results: {config.output / 'recall.json'}")
 
 
 def claim_output(config: RecallStudyConfig) -> None:
-    """Marks --output as this study's; cells and seeds may be added to it.
+    """Marks --output as this study's; cells and seeds may be added to it, and until there are scores or runs of a
+    base, another base may be tried.
 
     Raises:
-        UserError: it holds a study with other settings.
+        UserError: it holds a study with other settings, or cannot be written.
     """
     settings = {name: value for name, value in to_plain(config).items() if name not in ("output", "cells", "seeds")}
     path = config.output / "study.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"--output {config.output} holds a study with other settings (study.json); choose another")
-    config.output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    if path.is_file():
+        is_begun = any(any((config.output / name).glob("*")) for name in ("scores", "runs"))
+        found = read_settings(path)
+        fixed = (found.keys() | settings.keys()) - (set() if is_begun else {"base"})
+        other = sorted(name for name in fixed if found.get(name) != settings.get(name))
+        if other:
+            raise UserError(
+                f"--output {config.output} holds a study with other settings (study.json: {', '.join(other)}); choose "
+                f"another"
+            )
+    try:
+        (config.output / "bases").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {config.output}: {error.strerror}; name a folder that can be written") from error
+    with writes_to(config.output):
+        write_atomically(path, json.dumps(settings, indent=1) + "\n")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the study that --output holds.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("not the settings of a study")
+    except ValueError as error:
+        raise UserError(
+            f"--output {path.parent}: study.json is damaged ({error}); put it back, or choose another folder"
+        ) from error
+    return found
 
 
 def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, seed: int) -> None:

@@ -61,6 +61,10 @@ class RecallBaseConfig:
                      "tokens_per_step", "max_facts", "max_distance", "max_steps"):  # fmt: skip
             require(getattr(self, name) >= 1, f"--base.{name}: must be >= 1, found {getattr(self, name)}")
         require(
+            self.head_dim % 2 == 0,
+            f"--base.head_dim {self.head_dim}: must be even, rotary positions turn pairs of its numbers",
+        )
+        require(
             self.num_heads % self.num_kv_heads == 0,
             f"--base.num_heads {self.num_heads}: must be a multiple of --base.num_kv_heads {self.num_kv_heads}",
         )
@@ -112,6 +116,10 @@ class RecallStudyConfig:
         require(
             self.base.max_facts <= self.task.num_keys,
             f"--base.max_facts: {self.base.max_facts} facts need as many keys, --task.num_keys is {self.task.num_keys}",
+        )
+        require(
+            self.recipe is None or self.recipe.is_file(),
+            f"--recipe {self.recipe}: no such file; give a YAML file of launchers/train.py's settings",
         )
         for name in ("questions", "train_documents"):
             require(getattr(self, name) >= 1, f"--{name}: must be >= 1, found {getattr(self, name)}")

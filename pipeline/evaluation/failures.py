@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UNKNOWN = "its reason could not be written"
+
 
 @contextmanager
 def noted_failure(output: Path, rank: int) -> Iterator[None]:
@@ -22,9 +24,16 @@ def noted_failure(output: Path, rank: int) -> Iterator[None]:
 
 
 def find_failures(output: Path, num_ranks: int) -> dict[int, str]:
-    """Why each failed, by rank; some may be of an earlier start, until that rank has come as far as its block."""
+    """Why each failed, by rank; some may be of an earlier start, until that rank has come as far as its block.
+
+    On a full disk a marker can be made and not filled: the empty file says that too.
+    """
     markers = {rank: _marker(output, rank) for rank in range(num_ranks)}
-    return {rank: marker.read_text(encoding="utf-8") for rank, marker in markers.items() if marker.is_file()}
+    return {
+        rank: marker.read_text(encoding="utf-8", errors="replace") or UNKNOWN
+        for rank, marker in markers.items()
+        if marker.is_file()
+    }
 
 
 def _marker(output: Path, rank: int) -> Path:

@@ -105,7 +105,8 @@ class Haystack:
 
 
 def make_haystack(inputs: EvaluationInputs, needed: int, flag: str) -> Haystack:
-    """The text of --haystack, or as many repetitions of the Python language reference as `needed` tokens take.
+    """The text of --haystack, or as many repetitions of the Python language reference as `needed` tokens take, and one
+    more, so that excerpts of any length may begin anywhere in it.
 
     Raises:
         UserError: the text has fewer tokens than `flag` needs.
@@ -116,4 +117,4 @@ def make_haystack(inputs: EvaluationInputs, needed: int, flag: str) -> Haystack:
             f"--haystack {path} has {len(tokens):,} tokens, {flag} needs {needed:,}: give a longer text, or shorter "
             f"ones there"
         )
-    return Haystack([*tokens] * -(-needed // len(tokens)) if path is None else tokens, inputs.tokenizer)
+    return Haystack([*tokens] * (1 - -needed // len(tokens)) if path is None else tokens, inputs.tokenizer)

@@ -16,19 +16,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.suite import Record
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that `path` is absent or whole at every instant, and on disk on return."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+from pipeline.evaluation.writing import write_atomically, writes_to
 
 
 class EvaluationFolder:
@@ -41,7 +29,7 @@ class EvaluationFolder:
         common: what determines all numbers; `suites`: what determines those of each, by suite.
 
     Raises:
-        UserError: it cannot be written, or holds the records of an evaluation with other settings.
+        UserError: it cannot be written, is damaged, or holds the records of an evaluation with other settings.
     """
 
     def __init__(self, path: Path, rank: int, common: dict[str, Any], suites: dict[str, dict[str, Any]]) -> None:
@@ -58,16 +46,17 @@ class EvaluationFolder:
         except OSError as error:
             raise UserError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
         known = path / "settings.json"
-        found = {"suites": {}, **(json.loads(known.read_text()) if known.is_file() else {})}
+        found = {"suites": {}, **(self._read_settings(known) if known.is_file() else {})}
         wanted = json.loads(json.dumps({**common, "suites": suites}))
         if known.is_file():
             self._check("", {name: value for name, value in found.items() if name != "suites"}, wanted)
             for name in found["suites"].keys() & wanted["suites"].keys():
                 self._check(f"{name}: ", found["suites"][name], wanted["suites"][name])
         merged = {**wanted, "suites": found["suites"] | wanted["suites"]}
-        if rank == 0 and merged != found:
-            write_atomically(known, json.dumps(merged, indent=1) + "\n")
-        self._mend()
+        with writes_to(path):
+            if rank == 0 and merged != found:
+                write_atomically(known, json.dumps(merged, indent=1) + "\n")
+            self._mend()
         self.refresh()
 
     def _check(self, suite: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -78,19 +67,33 @@ class EvaluationFolder:
                     f"{wanted[name]}; choose another folder"
                 )
 
+    def _read_settings(self, path: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(path.read_bytes())
+            if {dict} != {type(found), type(found["suites"]), *map(type, found["suites"].values())}:
+                raise ValueError("not the settings of an evaluation")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--output {self.path}: settings.json is damaged ({error}), so nothing tells what its records are of; "
+                f"put it back, or choose another folder"
+            ) from error
+        return found
+
     def _mend(self) -> None:
-        """Cuts off a line that this rank had not finished when it was stopped."""
-        if self._own.is_file():
-            content = self._own.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self._own, whole)
+        """Cuts off a line that this rank had not finished when it was stopped. Fails where `write` is going to."""
+        with self._own.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
     def has(self, suite: str, key: str) -> bool:
         return (suite, key) in self.records
 
     def write(self, suite: str, key: str, record: Record, seconds: float, peak_rss_gib: float) -> None:
-        """Adds one line, on disk on return, with what it took."""
+        """Adds one line, on disk on return, with what it took.
+
+        Raises:
+            UserError: it cannot be written, or holds numbers that are not finite.
+        """
         entry = {"suite": suite, "key": key, "seconds": round(seconds, 3), "peak_rss_gib": round(peak_rss_gib, 3)}
         try:
             line = json.dumps({**entry, "record": record}, allow_nan=False) + "\n"
@@ -99,7 +102,7 @@ class EvaluationFolder:
                 f"--model: {suite} {key} gave numbers that are not finite; its weights may hold NaN, or --dtype is too "
                 f"narrow for them"
             ) from error
-        with self._own.open("a", encoding="utf-8") as file:
+        with writes_to(self.path), self._own.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -107,17 +110,34 @@ class EvaluationFolder:
             self.refresh()
 
     def refresh(self) -> None:
-        """Takes in what all ranks have written by now."""
+        """Takes in what all ranks have written by now.
+
+        Raises:
+            UserError: a whole line is damaged.
+        """
         for path in sorted(self._folder.glob("rank-*.jsonl")):
             start = self._read_up_to.get(path, 0)
             if path.stat().st_size > start:
                 with path.open("rb") as file:
                     file.seek(start)
-                    new = file.read()
-                new = new[: new.rfind(b"\n") + 1]
-                self._read_up_to[path] = start + len(new)
-                for line in new.splitlines():
-                    entry = json.loads(line)
-                    self.records[entry["suite"], entry["key"]] = entry["record"] if self._is_first else {}
-                    self.seconds[entry["suite"]] += entry["seconds"]
-                    self.peak_rss_gib = max(self.peak_rss_gib, entry["peak_rss_gib"])
+                    *lines, unfinished = (new := file.read()).split(b"\n")
+                for number, line in enumerate(lines):
+                    try:
+                        self._take(json.loads(line))
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise UserError(self._describe_damage(path, start, number, error)) from error
+                self._read_up_to[path] = start + len(new) - len(unfinished)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        record = {**entry["record"]}
+        self.seconds[entry["suite"]] += entry["seconds"]
+        self.peak_rss_gib = max(self.peak_rss_gib, entry["peak_rss_gib"])
+        self.records[entry["suite"], entry["key"]] = record if self._is_first else {}
+
+    def _describe_damage(self, path: Path, start: int, number: int, error: Exception) -> str:
+        with path.open("rb") as file:
+            line = file.read(start).count(b"\n") + number + 1
+        return (
+            f"--output {self.path}: line {line} of {path.relative_to(self.path)} is damaged "
+            f"({type(error).__name__}: {error}); delete that line, and start again to measure its unit anew"
+        )

@@ -11,19 +11,21 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from pipeline.evaluation.drawing import QUIET, draw
-from pipeline.evaluation.records import write_atomically
 from pipeline.evaluation.suite import Picture, Record, Section, Suite
 from pipeline.evaluation.training_curve import TrainingCurve
+from pipeline.evaluation.writing import write_atomically, writes_to
 
 TRAINING_COLOUR = "#1b6ca8"
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """A suite and what was measured of all its units, by key, in order."""
+    """A suite and what was measured of all its units, by key, in order. `why_unmeasured`: a sentence for a suite
+    that has no units."""
 
     suite: Suite
     records: Mapping[str, Record]
+    why_unmeasured: str = ""
 
 
 def write_report(
@@ -36,10 +38,19 @@ def write_report(
         results: of every suite.
         facts: sections of name -> value to print below the results (weights, data, machine).
         curve: of the training run, if it is known.
+
+    Raises:
+        UserError: `folder` cannot be written.
     """
-    summary = {result.suite.name: result.suite.summarise(result.records) for result in results}
+    measured = [result for result in results if not result.why_unmeasured]
+    summary = {result.suite.name: result.suite.summarise(result.records) for result in measured}
     sections = [
-        section for result in results for section in result.suite.sections(summary[result.suite.name], result.records)
+        section for result in measured for section in result.suite.sections(summary[result.suite.name], result.records)
+    ]
+    sections += [
+        Section(f"Not measured: {result.suite.name}", result.why_unmeasured + ".")
+        for result in results
+        if result.why_unmeasured
     ]
     if curve is not None:
         picture = Picture(plot_training(curve), "Training loss by optimizer step")
@@ -49,9 +60,11 @@ def write_report(
         for result in results
         for key, record in result.records.items()
     )
-    write_atomically(folder / "examples.jsonl", lines)
-    write_atomically(folder / "report.html", render_page(sections, facts))
-    write_atomically(folder / "report.json", json.dumps(summary, indent=1) + "\n")
+    page = render_page(sections, facts)
+    with writes_to(folder):
+        write_atomically(folder / "examples.jsonl", lines)
+        write_atomically(folder / "report.html", page)
+        write_atomically(folder / "report.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -1,6 +1,7 @@
 """A whole evaluation: this process measures its share of the units; rank 0 waits for the rest and reports."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,13 +13,14 @@ from pipeline.config import MemoryConfig, Variant
 from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.facts import describe, weights_fingerprint
-from pipeline.evaluation.failures import find_failures
+from pipeline.evaluation.failures import UNKNOWN, find_failures
 from pipeline.evaluation.placement import choose_device, choose_dtype
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report
 from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
+from pipeline.evaluation.unmeasured import why_unmeasured
 from pipeline.model.loading import load_base, load_model, set_window
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.2, 10.0
@@ -32,8 +34,11 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         report.json's content on rank 0, None on the others.
 
     Raises:
-        UserError: the model cannot be loaded, or --output holds an evaluation of something else.
+        UserError: no suite has anything to measure, the model cannot be loaded, or --output cannot be written, is
+            damaged, or holds an evaluation of something else.
     """
+    work = [(suite, unit) for suite in suites for unit in suite.units()]
+    unmeasured = find_unmeasured(inputs, suites, work, ranks)
     config = inputs.config
     device = choose_device(ranks.local_rank)
     dtype = choose_dtype(config.dtype, device)
@@ -45,8 +50,8 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         "dtype": str(dtype),
         "yarn_factor": config.yarn_factor,
     }
-    folder = EvaluationFolder(config.output, ranks.rank, common, {suite.name: suite.settings for suite in suites})
-    work = [(suite, unit) for suite in suites for unit in suite.units()]
+    settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
+    folder = EvaluationFolder(config.output, ranks.rank, common, settings)
     share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
     if share:
         model = load(inputs, dtype).eval().to(device)
@@ -56,11 +61,29 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
     wait_for_all(work, folder, ranks.world_size)
     facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
     curve = None if config.run is None else read_training_curve(config.run)
-    results = [
-        SuiteResult(suite, {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite})
-        for suite in suites
-    ]
+    results = []
+    for suite in suites:
+        records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
+        results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
     return write_report(folder.path, results, facts, curve)
+
+
+def find_unmeasured(
+    inputs: EvaluationInputs, suites: Sequence[Suite], work: Sequence[tuple[Suite, Unit]], ranks: LaunchedRank
+) -> dict[str, str]:
+    """Why suites have no unit, by suite; rank 0 says so on stderr.
+
+    Raises:
+        UserError: none has any.
+    """
+    found = {suite.name for suite, _ in work}
+    reasons = {suite.name: why_unmeasured(suite.name, inputs) for suite in suites if suite.name not in found}
+    if not work:
+        raise UserError(f"--suites {' '.join(reasons)}: nothing to measure: {'; '.join(reasons.values())}")
+    if ranks.rank == 0:
+        for reason in reasons.values():
+            print(f"not measured: {reason}", file=sys.stderr, flush=True)
+    return reasons
 
 
 def share_of(work: Sequence[tuple[Suite, Unit]], ranks: LaunchedRank) -> list[tuple[Suite, Unit]]:
@@ -127,7 +150,8 @@ def wait_for_all(
             bar.update(count() - bar.n)
             if bar.n < len(work) and time.monotonic() - started > patience:
                 for rank, reason in find_failures(folder.path, num_ranks).items():
-                    raise UserError(f"rank {rank} failed ({reason}); what is measured is kept, start again to go on")
+                    told = f"; {reason}" if reason == UNKNOWN else f" ({reason})"
+                    raise UserError(f"rank {rank} failed{told}; what is measured is kept, start again to go on")
 
 
 def _finished_counter(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> Callable[[], int]:

@@ -20,3 +20,9 @@ COLOURS: dict[Variant, str] = {
     "memory_off": "#8a8f98",
     "ahn": "#1b6ca8",
 }
+FOREIGN = "AHN, another document's memory"
+
+
+def label(row: str) -> str:
+    """The name of a variant, or of the control `foreign`."""
+    return FOREIGN if row == "foreign" else LABELS[row]

@@ -17,6 +17,8 @@ from pipeline.model.loading import load_model
 from tests.tiny_models import TINY_WINDOW
 
 TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(60))
+STRETCH = 4.302653 / 1.959964 * 1.5**0.5
+"""Of an interval of three documents: Student's t of 2 degrees of freedom over the normal quantile."""
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +111,17 @@ def test_the_control_takes_the_memory_of_another_document(model, make_suite):
 
 
 def make_records(variants=("full", "window", "ahn")):
-    """Two documents of one fact each, at two distances."""
+    """Three documents of one fact each, at two distances; the window loses more of the later ones."""
     log_probs = {"full": [-1.0, -2.0], "window": [-9.0, -10.0], "ahn": [-5.0, -9.0], "foreign": [-8.0, -10.0]}
 
     def ask(variant, distance, number):
         is_right = variant == "full" or (variant, distance, number) == ("ahn", 0, 0)
-        log_prob = log_probs[variant][distance] - number
+        log_prob = log_probs[variant][distance] - number * (2 if variant == "window" else 1)
         return [{"recalled": is_right, "log_prob": log_prob, "tokens": 2, "top1": 2 * is_right}]
 
     records = {}
     for variant in variants:
-        for number in range(2):
+        for number in range(3):
             distances = [{"windows": w, "questions": ask(variant, i, number)} for i, w in enumerate([1, 4])]
             if variant == "ahn":
                 distances = [{**at, "foreign": ask("foreign", i, number)} for i, at in enumerate(distances)]
@@ -131,12 +133,16 @@ def test_the_summary_has_each_distance_and_what_is_recovered():
     summary = summarise(list(make_records().values()), ("full", "window", "ahn"), [1, 4])
     assert list(summary["variants"]) == ["full", "window", "ahn", "foreign"]
     near, far = summary["variants"]["ahn"]
-    assert (near["windows"], near["recall"], near["log_prob"], near["top1"]) == (1, 0.5, -2.75, 0.5)
-    assert (far["windows"], far["recall"], far["log_prob"]) == (4, 0.0, -4.75)
-    assert near["log_prob_ci95"] == pytest.approx([-3.0, -2.5]) and near["recall_ci95"] == [0.0, 1.0]
+    assert (near["windows"], near["recall"], near["log_prob"], near["top1"]) == (1, 1 / 3, -3.0, 1 / 3)
+    assert (far["windows"], far["recall"], far["log_prob"], far["units"]) == (4, 0.0, -5.0, 3)
+    bounds = [-3 - STRETCH * 0.5, -3 + STRETCH * 0.5]  # thrice the last document, thrice the first
+    assert near["log_prob_ci95"] == pytest.approx(bounds) and near["recall_ci95"] == [0.0, 1.0]
+    assert far["recall_ci95"] == pytest.approx([0.0, 1 - 0.025 ** (1 / 3)])
     ahn, foreign = summary["recovered"]["ahn"], summary["recovered"]["foreign"]
-    assert [at["log_prob"] for at in ahn] == [0.5, 0.125] and [at["log_prob"] for at in foreign] == [0.125, 0.0]
-    assert [at["recall"] for at in ahn] == [0.5, 0.0] and summary["recovered"].keys() == {"ahn", "foreign"}
+    assert [at["log_prob"] for at in ahn] == pytest.approx([15 / 27, 6 / 27])
+    assert [at["log_prob"] for at in foreign] == pytest.approx([6 / 27, 3 / 27])
+    assert [at["recall"] for at in ahn] == [1 / 3, 0.0] and ahn[1]["recall_ci95"] is None
+    assert summary["recovered"].keys() == {"ahn", "foreign"}
 
 
 @pytest.mark.parametrize("variants", [("full", "window", "ahn"), ("window",)])
@@ -147,11 +153,11 @@ def test_the_section_has_a_row_a_variant_and_one_for_the_control(make_suite, var
     rows = [row[0] for row in section.tables[0].rows]
     if "ahn" in variants:
         assert rows[-2:] == ["sinks + window + AHN", "AHN, another document's memory"]
-        assert section.tables[1].rows[0][1:] == ["50.0% [50.0%, 50.0%]", "12.5% [12.5%, 12.5%]"]
-        assert [tile.value[:5] for tile in section.tiles] == ["50.0%", "12.5%"]
+        assert section.tables[1].rows[0][1:] == ["55.6% [40.6%, 67.5%]", "22.2% [-3.9%, 43.1%]"]
+        assert [tile.value[:5] for tile in section.tiles] == ["55.6%", "22.2%"]
         summary = suite.summarise(records)
         summary["recovered"]["ahn"][0]["log_prob_ci95"] = None  # of other documents, the window may lose nothing
-        assert [tile.value[:5] for tile in suite.sections(summary, records)[0].tiles] == ["12.5%"]
+        assert [tile.value[:5] for tile in suite.sections(summary, records)[0].tiles] == ["22.2%"]
     else:
         assert rows == ["sinks + window"] and len(section.tables) == 3
 

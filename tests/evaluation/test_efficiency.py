@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import EfficiencyConfig, EvalConfig
+from pipeline.evaluation.efficiency.sections import make_section
 from pipeline.evaluation.efficiency.suite import EfficiencySuite
 from pipeline.evaluation.efficiency.summary import summarise
 from pipeline.evaluation.reader import Reader
@@ -80,6 +81,20 @@ def test_growth_is_per_doubling() -> None:
     assert [(step["from"], step["to"]) for step in growth] == [(100, 200), (200, 800)]
     assert [step["prefill_s"] for step in growth] == pytest.approx([3, 30**0.5])
     assert all(step["decode_s"] == 1 and step["cache_bytes"] == pytest.approx(2) for step in growth)
+
+
+def test_growth_is_told_with_the_lengths_that_each_row_has() -> None:
+    def record(variant, length):
+        measured = {"prefill_s": 1.0, "decode_s": 2.0, "cache_bytes": length, "peak_bytes": None, "accounted": None}
+        return {"variant": variant, "length": length, "device": "cpu", "threads": 1, **measured}
+
+    records = [record("full", n) for n in (16, 32)] + [record("ahn", n) for n in (1024, 2048, 8192)]
+    section = make_section(summarise(records), TINY_WINDOW, new_tokens=3, prefill_chunk=48)
+    growth = section.tables[0]
+    assert growth.header[1] == "tokens"
+    assert [row[:2] for row in growth.rows] == [["full", "16 to 32"], ["sinks + window + AHN", "2,048 to 8,192"]]
+    assert not any(character.isdigit() for character in growth.caption)
+    assert "up to W = 16 tokens" in section.note
 
 
 def test_lengths_are_multiples_of_the_budget_if_none_are_given(folder) -> None:

@@ -11,6 +11,7 @@ from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
 from pipeline.evaluation.long_context.evaluation import BenchmarkSuite
+from pipeline.evaluation.long_context.scores import make_section, summarise_scores
 from pipeline.evaluation.long_context.truncation import SEAM_TOKENS
 from pipeline.evaluation.published import averages_table
 from pipeline.evaluation.reader import Reader
@@ -93,7 +94,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
     summary = json.loads(json.dumps(again.summarise(records), allow_nan=False))
     task = summary["tasks"][ENGLISH[0]]
     assert (task["examples"], task["truncated"], summary["bad_rows"][ENGLISH[0]]) == (2, 1, 1)
-    assert task["scores"]["full"]["score"] == 50.0 and task["scores"]["full"]["ci95"] == [0.0, 100.0]
+    assert task["scores"]["full"]["score"] == 50.0 and task["scores"]["full"]["ci95"] is None  # of two
     assert summary["tasks"][ENGLISH[1]]["scores"]["full"]["ci95"] is None
     assert summary["lengths"]["16k"]["full"] == 50.0 and summary["lengths"]["32k"]["full"] == 0.0
     assert summary["sets"]["factrecall_en"]["full"] == summary["average"]["full"] == 25.0
@@ -106,7 +107,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
         ["factrecall_en, mean of lengths", "25.00"],
         ["mean of 2 tasks", "25.00"],
     ]
-    assert by_task.rows[0][:4] == [ENGLISH[0], "f1", "2", "1"] and by_task.rows[0][5] == "50.00 (0.00 to 100.00)"
+    assert by_task.rows[0][:4] == [ENGLISH[0], "f1", "2", "1"] and by_task.rows[0][5] == "50.00"
     assert published == averages_table("lveval") and published.rows[0] == ["full attention", "4.41", "3.62", "4.99"]
     assert "1,024 tokens" in section.lead and "1 longer prompts" in section.lead and "1 rows of" in section.lead
 
@@ -161,6 +162,20 @@ def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, r
     short, cut = (chat[key]["prompt_tokens"] - plain[key]["prompt_tokens"] for key in plain)
     assert short == pytest.approx(template_tokens - 1, abs=4)  # without the token that begins a text
     assert abs(cut) <= SEAM_TOKENS
+
+
+def test_intervals_stay_between_no_score_and_all_of_it():
+    task = INFINITEBENCH.tasks[0]
+
+    def shown(*scores):
+        of_all = {"answer": "", "truncated": False, "prompt_tokens": 9, "seconds": 1.0}
+        records = {f"{task.name}/{i}/full": {**of_all, "score": score} for i, score in enumerate(scores)}
+        summary = summarise_scores("infinitebench", [task], ("full",), records)
+        section = make_section(INFINITEBENCH, {**summary, "chat": False, "context": 9, "bad_rows": {}})
+        return section.tables[1].rows[0][-1]
+
+    assert shown(0.0, 1.0, 0.5) == "50.00 (0.00 to 100.00)"
+    assert shown(0.0, 0.0, 0.0) == "0.00 (0.00 to 70.76)"  # Clopper-Pearson, 0 of 3
 
 
 def test_what_cannot_be_run_is_one_line(tmp_path, inputs):

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.probing.contributions import kl_without, memory_shares
 from pipeline.evaluation.probing.gradients import token_gradients
 from pipeline.evaluation.probing.passes import embed, read_whole, zeroed_memories
+from pipeline.evaluation.probing.ratios import relative_log_ratios
 from pipeline.evaluation.probing.suite import ProbingSuite
 from pipeline.evaluation.probing.summary import NEIGHBOURS, bin_shares, neighbourhood_means, summarise
 from pipeline.evaluation.probing.token_classes import LARGE, SMALL, classify, colours_of, words_of
@@ -34,7 +35,7 @@ POSITIONS = torch.arange(BUDGET, LENGTH - 1)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, folder) -> PackedDataset:
     data = tmp_path_factory.mktemp("probed") / "data"
-    make_data(data, folder / "base", [[70, 20], [64], [17]], seq_len=90)
+    make_data(data, folder / "base", [[70, 20, 25], [64], [17]], seq_len=115)
     return PackedDataset(data)
 
 
@@ -87,10 +88,12 @@ def test_gradients_are_finite_differences(model, ids) -> None:
         moved = whole.repeat(2 * hidden, 1, 1)
         moved[:hidden, token] += step * torch.eye(hidden, dtype=whole.dtype)
         moved[hidden:, token] -= step * torch.eye(hidden, dtype=whole.dtype)
-        above, below = kl_sums(model, ids, queries, moved).chunk(2)
-        expected = ((above - below) / (2 * step)).norm().item()
-        assert expected > 1e-4
-        assert found.norms[token - found.first].item() == pytest.approx(expected, rel=1e-5)
+        for norms, use_memory in ((found.norms, True), (found.without_memory, False)):
+            above, below = kl_sums(model, ids, queries, moved, use_memory).chunk(2)
+            expected = ((above - below) / (2 * step)).norm().item()
+            is_reached = use_memory or token >= queries[0] - 2 * (WINDOW_SIZE - 1)  # by the windows of two layers
+            assert expected > 1e-4 if is_reached else expected == 0
+            assert norms[token - found.first].item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_tokens_that_nothing_reaches_have_no_gradient(model, ids) -> None:
@@ -99,10 +102,12 @@ def test_tokens_that_nothing_reaches_have_no_gradient(model, ids) -> None:
     first_query = LENGTH - 1 - WINDOW_SIZE
     reachable = torch.arange(found.first, found.first + len(found.norms)) >= first_query - 2 * (WINDOW_SIZE - 1)
     assert 0 < reachable.sum() < len(reachable)
-    assert torch.equal(found.norms > 0, reachable)
+    assert torch.equal(found.norms > 0, reachable) and torch.equal(found.without_memory > 0, reachable)
+    torch.testing.assert_close(found.norms, found.without_memory)
     assert not any(p.grad is not None for p in model.parameters())
     assert not any(module.training for module in model.modules())
-    assert (token_gradients(model, ids, POSITIONS, TINY_WINDOW, chunk_size=64).norms > 0).all()
+    intact = token_gradients(model, ids, POSITIONS, TINY_WINDOW, chunk_size=64)
+    assert (intact.norms > 0).all() and torch.equal(intact.without_memory, found.without_memory)
 
 
 def test_a_short_text_has_one_evicted_token(model, ids) -> None:
@@ -157,17 +162,20 @@ def make_suite(folder, variants=("window", "ahn"), dataset=None, **probing) -> P
 def test_a_whole_suite(folder, dataset, model) -> None:
     suite = make_suite(folder, dataset=dataset, length=50, zeroing_length=30)
     units, reader = suite.units(), Reader(model, "ahn", TINY_WINDOW, 64, 4.0)
-    assert len({unit.key for unit in units}) == len(units) == 2 * 5  # of three documents, two are long enough
+    assert len({unit.key for unit in units}) == len(units) == 3 * 5
     records = {unit.key: suite.measure(unit, {"ahn": reader}) for unit in units}
     assert records == json.loads(json.dumps(records, allow_nan=False))
     summary = suite.summarise(records)
     assert summary == json.loads(json.dumps(summary, allow_nan=False))
-    assert summary["num_texts"] == 2 and np.shape(summary["shares"]) == (2, 16)
+    assert summary["num_texts"] == 3 and np.shape(summary["shares"]) == (2, 16)
     probed = [record for record in records.values() if "norms" in record]
     assert sum(row["tokens"] for row in summary["classes"]) == sum(len(record["norms"]) for record in probed)
 
-    positions = {"doc-0": 30, "doc-1": 20}
-    ids = {"doc-0": dataset[0].input_ids[:30], "doc-1": dataset[0].input_ids[70:90]}
+    positions = {"doc-0": 30, "doc-1": 20, "doc-2": 25}
+    ids = {
+        name: dataset[0].input_ids[start:][: positions[name]]
+        for name, start in zip(positions, (0, 70, 90), strict=True)
+    }
     sums = np.zeros(4)
     for document, length in positions.items():
         text = torch.from_numpy(ids[document].astype("int64"))
@@ -182,9 +190,18 @@ def test_a_whole_suite(folder, dataset, model) -> None:
     assert row["effect_ci95"][0] <= row["effect"] <= row["effect_ci95"][1]
 
     classes, loud, matter = suite.sections(json.loads(json.dumps(summary)), records)
-    assert len(classes.texts) == 3 and len(classes.texts[1]) == 51
-    coloured = [title for _, _, title in classes.texts[1] if title]
-    assert coloured == [f"{x:.3g}" for x in probed[0]["norms"]]
+    assert len(classes.texts) == 4 and len(classes.texts[1]) == 51
+    norms, without = (np.array(probed[0][name]) for name in ("norms", "without_memory"))
+    coloured = [(colour, title) for _, colour, title in classes.texts[1][1:] if title]
+    ratios = np.exp(relative_log_ratios(norms, without, NEIGHBOURS)[without > 0])
+    assert 0 < len(ratios) < len(norms)  # with two layers, no window reaches the first ones
+    assert [title for _, title in coloured] == [
+        f"{ratio:.3g} (gradient {norm:.3g})" for ratio, norm in zip(ratios, norms[without > 0], strict=True)
+    ]
+    assert [colour for colour, _ in coloured] == colours_of(ratios)
+    words = next(row for row in classes.tables[0].rows if row[0] == "words")
+    of_words = next(row for row in summary["classes"] if row["class"] == "words")
+    assert words[2:4] == ["3", f"{of_words['ratio']:.2f}"]
     assert loud.pictures[0].png.startswith(b"\x89PNG") and matter.pictures[0].png.startswith(b"\x89PNG")
     assert len(matter.tables[0].rows) == 4
 
@@ -208,18 +225,42 @@ def test_classes_are_compared_with_their_neighbours(folder) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     one, letter = (tokenizer(text, add_special_tokens=False).input_ids[0] for text in "1a")
 
-    def record(document, tokens, norms):
-        text = {"document": document, "ids": [0, *tokens, one], "first": 1, "norms": norms}
+    def record(document, tokens, norms, without):
+        text = {"document": document, "ids": [0, *tokens, one], "first": 1, "norms": norms, "without_memory": without}
         return text | {"shares": [[1.0, None]], "counts": [2, 0]}
 
-    texts = [record("a", [one, letter, letter], [1.0, 4.0, 1.0]), record("b", [letter, one], [600.0, 200.0])]
-    zeroed = [{"document": d, "num_positions": 1, "kl": {"none": 1.0, "all": 3.0, "0": 2.0}} for d in "ab"]
+    texts = [
+        record("a", [one, letter, letter], [1.0, 4.0, 1.0], [2.0, 1.0, 2.0]),  # ratios 1/2, 4, 1/2, mean 1
+        record("b", [letter, one], [600.0, 200.0], [0.0, 1.0]),
+        record("c", [letter, one], [300.0, 100.0], [75.0, 100.0]),  # 4, 1, mean 2
+    ]
+    zeroed = [{"document": d, "num_positions": 1, "kl": {"none": 1.0, "all": 3.0, "0": 2.0}} for d in "abc"]
     summary = summarise([*texts, *zeroed], tokenizer)
     digits, words = summary["classes"]
-    assert (digits["class"], digits["tokens"], digits["mean_norm"], digits["relative"]) == ("digits", 2, 100.5, 0.5)
-    assert words["class"] == "words" and words["relative"] == pytest.approx((2 + 0.5 + 1.5) / 3)
-    assert words["relative_ci95"] == pytest.approx([1.25, 1.5])
+    assert (digits["class"], digits["tokens"], digits["mean_norm"], digits["relative"]) == (
+        "digits", 3, pytest.approx(301 / 3), 0.5
+    )  # fmt: skip
+    assert words["class"] == "words" and words["relative"] == pytest.approx((2 + 0.5 + 1.5 + 1.5) / 4)
+    assert words["relative_ci95"][0] < words["relative"] < words["relative_ci95"][1]
+    assert digits["ratio"] == pytest.approx((0.5 * 1 * 0.5) ** (1 / 3))
+    assert words["ratio"] == pytest.approx((4 * 0.5 * 2) ** (1 / 3)) and words["ratio_ci95"] is None  # of two texts
+    assert digits["ratio_ci95"][0] < digits["ratio"] < digits["ratio_ci95"][1]
     assert summary["shares"] == [[1.0, None]]
+    unreached = summarise([record("a", [one, one], [1.0, 2.0], [0.0, 0.0]), zeroed[0]], tokenizer)["classes"]
+    assert (unreached[0]["relative"], unreached[0]["ratio"]) == (1.0, None)
+
+
+def test_ratios_are_relative_to_those_of_their_neighbours_that_have_one() -> None:
+    rng = np.random.default_rng(0)
+    norms, without = rng.random(50), rng.random(50)
+    without[[3, 20, 21, 49]] = 0
+    logs = np.log(norms / np.where(without > 0, without, np.nan))
+    means = [np.nanmean(logs[max(0, i - 5) : i + 6]) for i in range(50)]
+    found = relative_log_ratios(norms.tolist(), without.tolist(), 5)
+    np.testing.assert_allclose(found, logs - means, atol=1e-12)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [3, 20, 21, 49]
+    np.testing.assert_allclose(relative_log_ratios(3 * without, without, 5)[without > 0], 0, atol=1e-12)
+    assert np.isnan(relative_log_ratios([1.0], [0.0], 5)).all()
 
 
 def test_neighbourhoods() -> None:

@@ -2,6 +2,10 @@
 
 import json
 import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,9 @@ from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report
 from pipeline.evaluation.suite import Picture, Section, Table, Tile
 from pipeline.evaluation.training_curve import TrainingCurve, read_training_curve
+from pipeline.evaluation.writing import write_atomically
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = {"Weights": {"model": "runs/demo/adapter", "sha256": "ab" * 32}, "Machine": {"processes": "2"}}
 
 
@@ -65,6 +71,17 @@ def test_json_and_examples_read_back(report) -> None:
     assert lines == [{"suite": "lengths", "key": key, **record} for key, record in records.items()]
 
 
+def test_a_suite_that_measured_nothing_says_in_the_report_what_it_needs(tmp_path) -> None:
+    class Unmeasured(Lengths):
+        name = "unmeasured"
+
+    results = [SuiteResult(Unmeasured(), {}, "it needs <x>"), SuiteResult(Lengths(), {"a": {"length": 3}})]
+    assert write_report(tmp_path, results, FACTS, None) == {"lengths": {"total": 3}}
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Not measured: unmeasured</h2>" in page and "it needs &lt;x&gt;." in page
+    assert page.index("Some lengths") < page.index("Not measured: unmeasured")
+
+
 def folder_of(path, rank=0, window_size=96, **suites) -> EvaluationFolder:
     return EvaluationFolder(path, rank, {"weights": "w", "window_size": window_size}, suites)
 
@@ -100,6 +117,112 @@ def test_folder_says_in_a_line_what_it_cannot_write(tmp_path) -> None:
     with pytest.raises(UserError, match="needles a gave numbers that are not finite"):
         folder_of(tmp_path).write("needles", "a", {"log_prob": float("nan")}, 0.25, 1.0)
     assert not folder_of(tmp_path).has("needles", "a")
+
+
+DAMAGE = [
+    b'{"suite": "heldout", "key": "b", "sec\x00\x00\n',
+    b"\xff\xfe\n",
+    b"\n",
+    b"{}\n",
+    b"[]\n",
+    b'{"suite": "heldout", "key": "b", "seconds": 0.25, "peak_rss_gib": 1.0, "record": 3}\n',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_named_and_its_unit_measured_again_without_it(tmp_path, damage) -> None:
+    folder_of(tmp_path).write("heldout", "a", {"x": 1}, 0.25, 1.0)
+    path = tmp_path / "records/rank-0.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + damage + whole.replace(b'"a"', b'"c"'))
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"line 2 of records/rank-0\.jsonl is damaged .*delete that line") as caught:
+            folder_of(tmp_path, rank=rank)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    first = folder_of(tmp_path)
+    path.write_bytes(whole + whole + damage)  # seen while rank 0 waits, beyond what it has read
+    with pytest.raises(UserError, match=r"line 3 of records/rank-0\.jsonl is damaged"):
+        first.refresh()
+    path.write_bytes(whole + whole.replace(b'"a"', b'"c"'))
+    assert folder_of(tmp_path).records.keys() == {("heldout", "a"), ("heldout", "c")}
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"weights": "w", "suites', b"\x00" * 20, b"[]", b'{"suites": {"a": 1}}'])
+def test_damaged_settings_are_named_in_a_line(tmp_path, damage) -> None:
+    folder_of(tmp_path).write("heldout", "a", {"x": 1}, 0.25, 1.0)
+    (tmp_path / "settings.json").write_bytes(damage)
+    with pytest.raises(UserError, match=r"--output .*: settings\.json is damaged") as caught:
+        folder_of(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "settings.json").read_bytes() == damage
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path) -> None:
+    write_atomically(tmp_path / "report.json", "before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"--output .* cannot be written: File too large; what is measured is kept"):
+            write_report(tmp_path, [SuiteResult(Lengths(), {"a": {"length": 3, "text": "x" * 200_000}})], FACTS, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "before"
+
+
+FILL_A_DISK = """
+import subprocess, sys
+from pathlib import Path
+from pipeline.errors import UserError
+from pipeline.evaluation.records import EvaluationFolder
+
+disk, rank = Path(sys.argv[1]), int(sys.argv[2])
+
+def remount(options):
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+def fill():
+    folder = EvaluationFolder(disk / "eval", rank, {}, {"heldout": {}})
+    for number in range(100):
+        if not folder.has("heldout", str(number)):
+            folder.write("heldout", str(number), {"x": "y" * 1500}, 0.25, 1.0)
+    return folder
+
+def refused(act):
+    try:
+        act()
+    except UserError as error:
+        print(error)
+    else:
+        raise SystemExit("nothing was refused")
+
+refused(fill)
+kept = (disk / f"eval/records/rank-{rank}.jsonl").read_bytes()
+assert 5 < kept.count(b"\\n") < 100 and not kept.endswith(b"\\n"), "the disk was not full amid a line"
+remount("size=1m,ro")
+refused(fill)
+remount("size=1m,rw")
+fill()
+assert len(fill().records) == 100
+assert (disk / f"eval/records/rank-{rank}.jsonl").read_bytes().startswith(kept[:kept.rfind(b"\\n") + 1])
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_and_a_read_only_one_are_a_line_and_what_is_measured_is_kept(tmp_path, rank) -> None:
+    inside = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"', tmp_path]
+    tried = subprocess.run([*inside, "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
+    fill = [*inside, sys.executable, "-c", FILL_A_DISK, tmp_path, str(rank)]
+    done = subprocess.run(fill, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = "what is measured is kept: free disk space or make the folder writable, and start again to go on"
+    for line, reason in zip(
+        done.stdout.splitlines(), ("No space left on device", "Read-only file system"), strict=True
+    ):
+        assert line == f"--output {tmp_path / 'eval'} cannot be written: {reason}; {told}"
 
 
 @pytest.mark.parametrize("torn", [1, 10, -1])

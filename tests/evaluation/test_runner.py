@@ -1,17 +1,24 @@
 """What holds an evaluation of several processes together, on made-up work and on tiny models."""
 
+import resource
 import shutil
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from pipeline.config import EvalConfig
+from pipeline.config import AbsorbedConfig, EfficiencyConfig, EvalConfig, NeedlesConfig, Variant
 from pipeline.errors import UserError
+from pipeline.evaluation.absorbed.suite import AbsorbedSuite
 from pipeline.evaluation.catalogue import make_inputs
+from pipeline.evaluation.efficiency.suite import EfficiencySuite
 from pipeline.evaluation.facts import weights_fingerprint
 from pipeline.evaluation.failures import find_failures, noted_failure
+from pipeline.evaluation.needles.suite import NeedlesSuite
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.runner import wait_for_all
 from pipeline.evaluation.suite import Unit
+from pipeline.evaluation.unmeasured import NEEDS_ONE_OF, why_unmeasured
 from pipeline.model.export import export_published
 from pipeline.model.files import resolve_model
 from tests.conftest import TINY_VOCAB_SIZE
@@ -61,6 +68,44 @@ def test_rank_0_waits_for_its_own_work_only(tmp_path) -> None:
         raise ValueError("gone")
     with pytest.raises(UserError, match="gone"):  # and does not take the digit for the letter
         wait_for_all(WORK, first, 2, patience=0.3)
+
+
+@pytest.mark.timeout(20)
+def test_a_failure_whose_reason_found_no_room_is_a_failure(tmp_path) -> None:
+    first = folder_of(tmp_path, rank=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(ValueError, match="gone"), noted_failure(tmp_path, rank=1):
+            raise ValueError("gone")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(UserError, match="rank 1 failed; its reason could not be written; what is measured is kept"):
+        wait_for_all(WORK, first, 2, patience=0.3)
+
+
+SUITES = {"needles": NeedlesSuite, "efficiency": EfficiencySuite, "absorbed": AbsorbedSuite}
+
+
+def test_suites_say_truly_which_variants_they_need(base, tmp_path) -> None:
+    (tmp_path / "haystack.txt").write_text("One word after another. " * 200)
+    config = EvalConfig(
+        model=make_adapter(tmp_path / "adapter", base),
+        output=tmp_path / "out",
+        suites=list(SUITES),
+        variants=list(get_args(Variant)),
+        haystack=tmp_path / "haystack.txt",
+        needles=NeedlesConfig(lengths=[300]),
+        efficiency=EfficiencyConfig(lengths=[16]),
+        absorbed=AbsorbedConfig(windows=[1]),
+    )
+    files = resolve_model(config.model, None)
+    inputs = make_inputs(config, files, files.window, None)
+    for name, suite in SUITES.items():
+        alone = {variant: suite(replace(inputs, variants=(variant,))).units() for variant in inputs.variants}
+        needed = NEEDS_ONE_OF.get(name, inputs.variants)
+        assert {variant for variant, units in alone.items() if units} == set(needed), name
+    assert "needs --variants ahn, and --model" in why_unmeasured("probing", inputs)
 
 
 def test_a_published_checkpoint_on_another_base_has_other_weights(base, tmp_path) -> None:

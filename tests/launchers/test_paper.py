@@ -101,8 +101,12 @@ def test_suites_are_read_as_they_report(tmp_path):
     write(tmp_path / "runs/paper/needles/report.json", {"needles": {"variants": {"window": places}}})
     context = {"variant": "ahn", "length": 2048, "prefill_s": 1.5, "decode_s": 0.02, "cache_bytes": 2**20}
     write(tmp_path / "runs/paper/efficiency/report.json", {"efficiency": {"contexts": [context]}})
-    kind = {"class": "digits", "tokens": 7, "relative": 0.5}
-    write(tmp_path / "runs/paper/probing/report.json", {"probing": {"classes": [kind]}})
+    kind = {"class": "digits", "tokens": 7, "relative": 0.5, "ratio": 0.75}
+    older = {"class": "words", "tokens": 8, "relative": 1.5}
+    write(tmp_path / "runs/paper/probing/report.json", {"probing": {"classes": [kind, older]}})
+    control = {"kl": {"foreign": 0.3}, "ppl": {"foreign": 8.75}}
+    heldout = {"kl": {"ahn": 0.25}, "ppl": {"ahn": 8.5}, "control": control, "num_documents": 2, "num_tokens": 9}
+    write(tmp_path / "runs/paper/heldout/report.json", {"heldout": heldout})
     cells = {"gated_delta_net": {"recovered": 0.4}}
     point = {"facts": 8, "distance": 2, "full": 1.0, "window": 0.1, "cells": cells}
     write(tmp_path / "runs/recall/recall.json", {"points": [point]})
@@ -113,7 +117,9 @@ def test_suites_are_read_as_they_report(tmp_path):
     for row in (
         ("sinks + window", "none asked for", "50.0%"),
         ("sinks + window + AHN", "2,048", "1.500", "20.0", "1.00"),
-        ("digits", "7", "0.50"),
+        ("digits", "7", "0.75", "0.50"),
+        ("words", "8", "not measured", "1.50"),
+        ("AHN, another document's memory", "0.3000", "8.750"),
         ("8", "2", "100.0%", "10.0%", "40.0%"),
         ("longbench_hotpotqa", "0.1250"),
     ):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launchers.recall_study import claim_output
+from pipeline.config import RecallBaseConfig, RecallStudyConfig
+from pipeline.errors import UserError
 from tests.drill import record
 from tests.launchers.conftest import REPOSITORY
 
@@ -37,10 +40,38 @@ def test_refuses_what_cannot_work_in_one_line(refused, tmp_path) -> None:
     assert "--task.num_keys is 32" in refused("recall_study.py", *output, "--task.num_keys", 32)
     kv_heads = refused("recall_study.py", *output, "--base.num_heads", 3, "--base.num_kv_heads", 2)
     assert "--base.num_heads 3" in kv_heads and "--base.num_kv_heads 2" in kv_heads
+    assert "--base.head_dim 33: must be even" in refused("recall_study.py", *output, "--base.head_dim", 33)
+    gone = tmp_path / "gone.yaml"
+    assert f"--recipe {gone}: no such file" in refused("recall_study.py", *output, "--recipe", gone)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/study.json").write_text("{}")
     assert "a study with other settings" in refused("recall_study.py", *output)
+    (tmp_path / "out/study.json").write_text('{"facts": [')
+    assert "study.json is damaged" in refused("recall_study.py", *output)
+    (tmp_path / "file").write_text("")
+    assert "--output" in (error := refused("recall_study.py", "--output", tmp_path / "file")) and "a directory" in error
+
+
+def test_another_base_may_be_tried_until_there_are_scores_or_runs(tmp_path) -> None:
+    def claim(**changed) -> dict:
+        base, study = changed.pop("base", {}), {"seeds": [0], **changed}
+        claim_output(RecallStudyConfig(output=tmp_path / "out", base=RecallBaseConfig(**base), **study))
+        return json.loads((tmp_path / "out/study.json").read_text())
+
+    assert claim(base={"max_steps": 10})["base"]["max_steps"] == 10
+    assert claim(base={"max_steps": 20, "seed": 1}, seeds=[1])["base"]["max_steps"] == 20
+    with pytest.raises(UserError, match=r"other settings \(study\.json: questions\)"):
+        claim(questions=8)
+    for name in ("scores", "runs"):
+        (tmp_path / "out" / name).mkdir()
+        claim(base={"max_steps": 30})
+        (tmp_path / "out" / name / "one").mkdir()
+        claim(base={"max_steps": 30}, seeds=[2])
+        with pytest.raises(UserError, match=r"other settings \(study\.json: base\)"):
+            claim(base={"max_steps": 40})
+        (tmp_path / "out" / name / "one").rmdir()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bases", "runs", "scores", "study.json"]
 
 
 @pytest.mark.drill

@@ -1,8 +1,10 @@
 """run_eval.py as a user runs it: one process, several, killed and started again, and what it refuses."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +107,12 @@ def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     [
         (("--window_size", 500), ("W = 504", "--window_size")),
         (("--suites", "heldout", "--variants", "full"), ("--variants", "heldout")),
+        (("--suites", "probing", "--variants", "full", "window"), ("--suites probing", "--variants ahn, and")),
+        (("--suites", "efficiency", "--variants", "memory_off"), ("--suites efficiency", "memory_off was asked for")),
+        (
+            ("--suites", "needles", "probing", "--variants", "memory_off"),
+            ("--suites needles probing: nothing to measure", "`needles` needs one of --variants full", "`probing`"),
+        ),
     ],
 )
 def test_refuses_what_only_a_suite_can_tell_before_it_loads_the_model(tiny, tmp_path, flags, words) -> None:
@@ -112,6 +120,48 @@ def test_refuses_what_only_a_suite_can_tell_before_it_loads_the_model(tiny, tmp_
     done = launch("run_eval.py", *files, *flags)
     assert done.returncode == 2 and all(word in done.stderr for word in words), done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_base_is_told_which_suites_it_has_nothing_for(tiny, tmp_path) -> None:
+    flags = ("--model", tiny.base, "--data", tiny.held_out, "--num_sink_tokens", 4, "--window_size", 24)
+    output, told = tmp_path / "out", f"`probing` needs --variants ahn, and --model {tiny.base} is a plain base"
+    done = launch("run_eval.py", *flags, "--output", output, "--suites", "probing")
+    assert done.returncode == 2 and f"error: --suites probing: nothing to measure: {told}" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not output.exists()
+    done = launch("run_eval.py", *flags, "--output", output, "--suites", "probing", "heldout", "--max_documents", 1)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith(f"not measured: {told}")]
+    assert f"{told}, which has no memory." in (output / "report.html").read_text()
+    assert list(json.loads((output / "report.json").read_text())) == ["heldout"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_with_room(tiny, alone, tmp_path) -> None:
+    """On a file system of its own that is too small, then read-only, then large enough."""
+    mount, small = 'mount -t tmpfs -o size=$1 tmpfs "$0"', (alone / "records/rank-0.jsonl").stat().st_size // 2
+    try_mount = ["unshare", "--mount", "sh", "-c", mount, str(tmp_path), str(small)]
+    tried = subprocess.run(try_mount, capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
+    script = f"{mount}; shift; " + "; ".join(
+        f'mount -o remount,{options} "$0"; "$@"; echo "rc $? $(cat "$0"/eval/records/rank-0.jsonl | wc -l)"'
+        for options in (f"size={small}", "size=32m,ro", "size=32m,rw")
+    )
+    command = [sys.executable, SCRIPT, *flags_of(tiny, tmp_path / "eval")]
+    inside = ["unshare", "--mount", "sh", "-c", f'{script}; cp -r "$0/eval" {tmp_path}.kept', tmp_path, small]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [str(part) for part in [*inside, *command]]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=220)
+    results = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("rc ")]
+    total = len(lines_of(alone))
+    assert [code for code, _ in results] == ["2", "2", "0"], done.stderr
+    assert 0 < int(results[0][1]) == int(results[1][1]) < int(results[2][1]) == total
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    for error, reason in zip(errors, ("No space left on device", "Read-only file system"), strict=True):
+        assert error.startswith(f"error: --output {tmp_path / 'eval'} cannot be written: {reason}; what is measured")
+    assert Path(f"{tmp_path}.kept/report.json").read_bytes() == (alone / "report.json").read_bytes()
 
 
 def test_data_of_another_tokenizer_is_refused(tiny, refused, tmp_path) -> None:

@@ -3,9 +3,7 @@
 from typing import Any
 
 from pipeline.evaluation.drawing import draw
-from pipeline.evaluation.variant_style import COLOURS, LABELS
-
-FOREIGN = "AHN, another document's memory"
+from pipeline.evaluation.variant_style import COLOURS, label
 
 
 def plot_distances(summary: dict[str, Any]) -> bytes:
@@ -27,8 +25,3 @@ def plot_distances(summary: dict[str, Any]) -> bytes:
         axes.set_ylabel("log-probability per token (nats)")
         axes.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawing.png
-
-
-def label(row: str) -> str:
-    """How tables and pictures name a row of the summary."""
-    return FOREIGN if row == "foreign" else LABELS[row]

@@ -4,9 +4,10 @@ from typing import Any
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import AbsorbedConfig
-from pipeline.evaluation.absorbed.plots import label, plot_distances
-from pipeline.evaluation.needles.sections import format_score
+from pipeline.evaluation.absorbed.plots import plot_distances
+from pipeline.evaluation.needles.sections import INTERVALS, format_score
 from pipeline.evaluation.suite import Picture, Section, Table, Tile
+from pipeline.evaluation.variant_style import label
 
 
 def make_section(summary: dict[str, Any], config: AbsorbedConfig, windows: list[int], window: WindowSpec) -> Section:
@@ -21,7 +22,7 @@ def make_section(summary: dict[str, Any], config: AbsorbedConfig, windows: list[
         "before. Recall: all of them are, so that greedy decoding gives the answer. Recovered: (variant - window) / "
         "(full - window); without an interval it says nothing, as of other documents the window may lose nothing. "
         "Another document's memory: the state of the next document's memory at the same distance, "
-        "beside the window of the own. Intervals: 95 %, paired bootstrap over documents."
+        f"beside the window of the own. {INTERVALS.format(units='documents')}"
     )
     picture = Picture(plot_distances(summary), "Log-probability of the answers by distance from the document")
     variants, shares = summary["variants"], summary["recovered"]

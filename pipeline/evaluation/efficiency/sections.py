@@ -25,8 +25,9 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
         f"Taken by the first process on {' and '.join(devices)}, with {threads} CPU thread(s), after its other work; "
         f"the other processes named below were free to work on. Reading: median of up to 3 times. Decoding: median of "
         f"{new_tokens} tokens after one that is not timed, logits included; reading computes none, the accounted FLOPs "
-        f"have them for every token. Buffers with full attention grow by doubling, so the cache may hold up to twice "
-        f"what it needs. {LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and "
+        f"have them for every token. Buffers grow by doubling, with full attention without end and otherwise up to W "
+        f"= {window.lossless_budget:,} tokens, so any cache of fewer tokens, and any with full attention, may hold up "
+        f"to twice what it needs. {LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and "
         f"{LABELS['full']} cost.{apart}"
     )
     caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
@@ -38,14 +39,14 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
 
 def _growth(growth: dict[str, list[dict[str, float]]]) -> Table:
     rows = [
-        [LABELS[variant], *(f"x {steps[-1][name]:.2f}" for name in GROWING)]
+        [LABELS[variant], f"{steps[-1]['from']:,} to {steps[-1]['to']:,}",
+         *(f"x {steps[-1][name]:.2f}" for name in GROWING)]
         for variant, steps in growth.items()
         if steps
-    ]
-    last = next(steps[-1] for steps in growth.values() if steps)
-    caption = f"When the context doubles (between {last['from']:,} and {last['to']:,} tokens)"
+    ]  # fmt: skip
+    caption = "When the context doubles, between the two longest that were measured"
     emphasised = [i for i, row in enumerate(rows) if row[0] == LABELS["ahn"]]
-    return Table(["attention", "time to read it", "time of a new token", "cache"], rows, caption, emphasised)
+    return Table(["attention", "tokens", "time to read it", "time of a new token", "cache"], rows, caption, emphasised)
 
 
 def _contexts(contexts: list[Record]) -> Table:

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
+
 from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.drawing import QUIET, draw
-from pipeline.evaluation.heldout.summary import DocumentTotals, PositionBin
-from pipeline.evaluation.variant_style import COLOURS, LABELS
+from pipeline.evaluation.heldout.summary import PositionBin, Totals
+from pipeline.evaluation.variant_style import COLOURS, LABELS, label
 
 
 def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
-    """KL of every variant against the number of tokens evicted by then, and what the memory saves."""
+    """KL of every row against the number of tokens evicted by then, and what the AHN saves with its own memory (bars)
+    and with another document's (dots)."""
     has_saved = {"window", "ahn"} <= bins[0].kl.keys()
     with draw(4.6 if has_saved else 3.4, heights=(2, 1) if has_saved else (1,)) as (panels, drawing):
         kl, centres = panels[0], [b.centre for b in bins]
-        for variant in bins[0].kl:
-            values = [b.kl[variant] for b in bins]
-            kl.plot(centres, values, color=COLOURS[variant], label=LABELS[variant], marker="o", markersize=3)
+        for row in bins[0].kl:
+            _plot_row(kl, row, centres, [b.kl[row] for b in bins])
         kl.set_ylabel("KL to full (nats)")
         kl.set_ylim(bottom=0)
         kl.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -23,6 +26,9 @@ def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
             widths = [0.8 * (b.end - b.start) for b in bins]
             saved = [b.kl["window"] - b.kl["ahn"] for b in bins]
             panels[1].bar(centres, saved, width=widths, color=COLOURS["ahn"])
+            if "foreign" in bins[0].kl:
+                adapted = [b.kl["window"] - b.kl["foreign"] for b in bins]
+                _plot_row(panels[1], "foreign", centres, adapted, color=COLOURS["full"])
             panels[1].axhline(0, color=QUIET, linewidth=0.8)
             panels[1].set_ylabel("saved (nats)")
         panels[-1].set_xlabel("tokens past the lossless budget W")
@@ -30,12 +36,11 @@ def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
 
 
 def plot_nll_by_position(bins: Sequence[PositionBin], window: WindowSpec) -> bytes:
-    """Negative log-likelihood of every variant, less that of full attention, against the position in the text."""
+    """Negative log-likelihood of every row, less that of full attention, against the position in the text."""
     with draw(3.2) as ((axes,), drawing):
         positions = [window.lossless_budget + b.centre for b in bins]
-        for variant in bins[0].kl:
-            values = [b.nll[variant] - b.nll["full"] for b in bins]
-            axes.plot(positions, values, color=COLOURS[variant], label=LABELS[variant], marker="o", markersize=3)
+        for row in bins[0].kl:
+            _plot_row(axes, row, positions, [b.nll[row] - b.nll["full"] for b in bins])
         axes.axhline(0, color=COLOURS["full"], linewidth=1, label=LABELS["full"])
         axes.set_ylabel("loss above full (nats)")
         axes.set_xlabel("position in the text (tokens)")
@@ -43,7 +48,7 @@ def plot_nll_by_position(bins: Sequence[PositionBin], window: WindowSpec) -> byt
     return drawing.png
 
 
-def plot_documents(documents: Sequence[DocumentTotals]) -> bytes:
+def plot_documents(documents: Sequence[Totals]) -> bytes:
     """Each document's KL with the window alone (x) and with the memory (y): below the diagonal is better."""
     with draw(4.0, width=4.4) as ((axes,), drawing):
         window = [d.kl["window"] / d.tokens for d in documents]
@@ -57,3 +62,15 @@ def plot_documents(documents: Sequence[DocumentTotals]) -> bytes:
         axes.set_ylabel("KL, sinks + window + AHN (nats)")
         axes.legend(frameon=False, loc="upper left")
     return drawing.png
+
+
+def _plot_row(axes: Axes, row: Row, x: Sequence[float], y: Sequence[float], color: str | None = None) -> None:
+    axes.plot(
+        x,
+        y,
+        color=color or COLOURS["ahn" if row == "foreign" else row],
+        linestyle=":" if row == "foreign" else "-",
+        marker="o",
+        markersize=3,
+        label=label(row),
+    )

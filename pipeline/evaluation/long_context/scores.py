@@ -24,8 +24,8 @@ def summarise_scores(
 
     Returns:
         `tasks`: by name, the metric, numbers of `examples` and of those `truncated`, mean `prompt_tokens`, and by
-        variant `score` with `ci95` (bootstrap over examples; None for one example). `average` by variant; of LV-Eval
-        also `lengths` and `sets`, each by name and variant.
+        variant `score` with `ci95` (bootstrap over examples; None for fewer than three). `average` by variant; of
+        LV-Eval also `lengths` and `sets`, each by name and variant.
     """
     by_task: dict[str, dict[Variant, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for key, record in records.items():
@@ -50,7 +50,9 @@ def _summarise_task(
     for variant in variants:
         values = np.array([record["score"] for record in records[variant]])
         interval = paired_interval(
-            np.stack([values, np.ones_like(values)], 1), lambda sums: 100 * sums[:, 0] / sums[:, 1]
+            np.stack([values, np.ones_like(values)], 1),
+            lambda sums: 100 * sums[:, 0] / sums[:, 1],
+            limits=(0.0, 100.0),
         )
         scores[variant] = {
             "score": 100 * float(values.mean()),

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.haystack import Haystack
+from pipeline.evaluation.needles.answers import mentions
 from pipeline.evaluation.needles.tasks import NeedleTexts
 
 
@@ -24,11 +25,13 @@ class EncodedAnswer:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The texts of a prompt in tokens. `beginning`: special tokens that a text begins with."""
+    """The texts of a prompt in tokens. `beginning`: special tokens that a text begins with. `named_by[i]`: numbers of
+    the sentences that name answer i, where the question counts as the last one."""
 
     beginning: list[int]
     sentences: list[list[int]]
     asked: EncodedAnswer
+    named_by: tuple[tuple[int, ...], ...]
 
     def least_length(self, num_sink_tokens: int) -> int:
         """Tokens of the shortest prompt whose sentences all lie past the sinks."""
@@ -38,17 +41,20 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class NeedlePrompt:
-    """`tokens` [length] end where the answer begins; answer i is said by the tokens [start, end) of `places[i]`."""
+    """`tokens` [length] end where the answer begins; sentence j is the tokens [start, end) of `places[j]`, and the last
+    place is the question's. Answer i is named at the places of `named_by[i]`."""
 
     tokens: list[int]
     places: tuple[tuple[int, int], ...]
+    named_by: tuple[tuple[int, ...], ...]
     asked: EncodedAnswer
 
     def evicted(self, window: WindowSpec) -> tuple[bool, ...]:
-        """For each answer, whether all its needle has left the window, and no token of it is a sink, for the query that
-        gives the answer's first token, which is the prompt's last."""
+        """For each answer, whether all that names it has left the window, and no token of that is a sink, for the query
+        that gives the answer's first token, which is the prompt's last."""
         query = np.array(len(self.tokens) - 1)
-        return tuple(not window.visible(query, np.arange(*place)).any() for place in self.places)
+        is_visible = [window.visible(query, np.arange(*place)).any() for place in self.places]
+        return tuple(not any(is_visible[number] for number in numbers) for numbers in self.named_by)
 
 
 def encode_answer(
@@ -74,7 +80,9 @@ def encode_sentence(tokenizer: PreTrainedTokenizerBase, sentence: str) -> list[i
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: NeedleTexts) -> EncodedTexts:
     sentences = [encode_sentence(tokenizer, sentence) for sentence in texts.sentences]
     asked = encode_answer(tokenizer, texts.question, texts.answers, texts.separator)
-    return EncodedTexts(tokenizer("").input_ids, sentences, asked)
+    said = (*texts.sentences, texts.question)
+    named_by = tuple(tuple(j for j, text in enumerate(said) if mentions(text, answer)) for answer in texts.answers)
+    return EncodedTexts(tokenizer("").input_ids, sentences, asked, named_by)
 
 
 def build_prompt(
@@ -90,5 +98,6 @@ def build_prompt(
     first = max(0, num_sink_tokens - len(beginning))
     start = haystack.draw_start(num_tokens, generator)
     woven = haystack.weave(start, num_tokens, first, encoded.sentences, depths)
-    places = tuple((a + len(beginning), b + len(beginning)) for a, b in woven.places[: len(asked.spans)])
-    return NeedlePrompt([*beginning, *woven.tokens.tolist(), *asked.question], places, asked)
+    places = [(a + len(beginning), b + len(beginning)) for a, b in woven.places]
+    places.append((length - len(asked.question), length))
+    return NeedlePrompt([*beginning, *woven.tokens.tolist(), *asked.question], tuple(places), encoded.named_by, asked)

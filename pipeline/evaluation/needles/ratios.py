@@ -1,17 +1,18 @@
 """Scores of many answers: ratios of sums over prompts or documents, with their intervals."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import Variant
-from pipeline.evaluation.bootstrap import paired_interval
+from pipeline.evaluation.bootstrap import Statistic, paired_interval
 from pipeline.evaluation.suite import Record
 
 NUM_DRAWS = 2000
 COLUMNS = ("answers", "recalled", "tokens", "log_prob", "top1")
 RATIOS = {"recall": ("recalled", "answers"), "log_prob": ("log_prob", "tokens"), "top1": ("top1", "tokens")}
+LIMITS = {"recall": (0.0, 1.0), "log_prob": (-np.inf, 0.0), "top1": (0.0, 1.0)}
 RECOVERED = ("recall", "log_prob")
 WITHOUT_LOSS: tuple[Variant, ...] = ("full", "full_yarn", "window")
 """Variants that have nothing to recover, or do not try."""
@@ -25,25 +26,27 @@ def sum_answers(answers: Iterable[Record]) -> np.ndarray:
 
 def score(sums: np.ndarray) -> dict[str, Any]:
     """`recall`: share of answers recalled; `log_prob`: mean over the answers' tokens, nats; `top1`: share of those
-    tokens that are the likeliest of the vocabulary. Each with its 95 % interval, `*_ci95`.
+    tokens that are the likeliest of the vocabulary. Each with its 95 % interval, `*_ci95`. `units`: how many prompts or
+    documents these are of.
 
     Args:
         sums: COLUMNS of P prompts or documents, float64 [P, 5]; those without answers are left out. None stands for a
-            ratio without any, and for an interval of fewer than two.
+            ratio without any, and for an interval of too few.
     """
     sums = sums[sums[:, 0] > 0]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"units": len(sums)}
     for name in RATIOS:
         columns = _columns(sums, name)
         found[name] = float(_divide(columns.sum(0)[None])[0]) if len(columns) else None
-        found[f"{name}_ci95"] = _interval(columns, _divide)
+        found[f"{name}_ci95"] = _interval(columns, _divide, LIMITS[name])
     return found
 
 
 def recovered(full: np.ndarray, window: np.ndarray, variant: np.ndarray) -> dict[str, Any]:
     """(variant - window) / (full - window) of `recall` and `log_prob`, and `*_ci95`.
 
-    None where full attention is no better than the window, in the whole or, for the interval, in a draw of it.
+    None where full attention is no better than the window, in the whole or, for the interval, in a draw of it; and for
+    an interval of too few prompts or documents, or of ones that do not differ.
 
     Args:
         full, window, variant: COLUMNS of the same P prompts or documents, float64 [P, 5].
@@ -73,6 +76,8 @@ def _recovered_share(totals: np.ndarray) -> np.ndarray:
     return np.divide(of_variant - of_window, lost, out=np.full_like(lost, np.nan), where=lost > 0)
 
 
-def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> list[float] | None:
-    found = paired_interval(sums, statistic, num_draws=NUM_DRAWS)
-    return None if found is None or not np.isfinite(found).all() else list(found)
+def _interval(
+    sums: np.ndarray, statistic: Statistic, limits: tuple[float, float] = (-np.inf, np.inf)
+) -> list[float] | None:
+    found = paired_interval(sums, statistic, limits=limits, num_draws=NUM_DRAWS)
+    return None if found is None else list(found)

@@ -11,6 +11,10 @@ from pipeline.evaluation.variant_style import LABELS
 
 PLACES = {"evicted": "evicted", "in_window": "in the window"}
 SCORES = ("recall", "log-probability (nats)", "likeliest tokens")
+INTERVALS = (
+    "Intervals: 95 %, paired bootstrap over {units}, stretched for few of them, and Clopper-Pearson where a share is "
+    "the same for all {units}. None of fewer than three {units}, nor of a recovered share that all have alike."
+)
 
 
 def make_section(summary: dict[str, Any], records: Sequence[Record], window: WindowSpec, max_positions: int) -> Section:
@@ -25,12 +29,12 @@ def make_section(summary: dict[str, Any], records: Sequence[Record], window: Win
         f"{LABELS['memory_off']} answers as {LABELS['window']} does, and is not asked."
     )
     note = (
-        "Evicted: at the prompt's last token, no token of the needle is in the window or a sink; one that is partly in "
-        "the window counts as in it, and each assignment of variable tracking counts by itself. Recall: share of the "
+        "Evicted: at the prompt's last token, no token of any sentence that names the answer is in the window or a "
+        "sink; so a variable is evicted when the assignment that takes its value is evicted too. Recall: share of the "
         "answers that a greedy continuation of the prompt has as whole words. Log-probability, and share of tokens "
         "that are the likeliest: of the right answer's tokens, given those before. Recovered: (variant - window) / "
         "(full - window); without an interval it says nothing, as of other prompts the window may lose nothing. "
-        "Intervals: 95 %, paired bootstrap over prompts."
+        f"{INTERVALS.format(units='prompts')}"
     )
     if summary["lengths_beyond_max_position_embeddings"]:
         beyond = ", ".join(f"{length:,}" for length in summary["lengths_beyond_max_position_embeddings"])
@@ -67,7 +71,7 @@ def _variants(summary: dict[str, Any], place: str) -> Table:
             row += ["", ""] if shares is None else [format_score(shares, name, ".1%") for name in names]
         rows.append(row)
     first = next(iter(summary["variants"].values()))
-    caption = f"Needles {PLACES[place]}: {first[place]['num_needles']}"
+    caption = f"Needles {PLACES[place]}: {first[place]['num_needles']} (prompts: {first[place]['units']})"
     return Table(header, rows, caption, emphasised=[i for i, v in enumerate(summary["variants"]) if v == "ahn"])
 
 
@@ -76,8 +80,9 @@ def _tasks(summary: dict[str, Any], place: str, tasks: Sequence[str]) -> Table:
     for task in tasks:
         for variant, of_variant in summary["variants"].items():
             found = of_variant[place]["tasks"][task]
-            rows.append([task.replace("_", " "), LABELS[variant], str(found["num_needles"]), *_scores(found)])
-    header = ["task", "attention", "needles", *SCORES]
+            counts = [str(found[name]) for name in ("num_needles", "units")]
+            rows.append([task.replace("_", " "), LABELS[variant], *counts, *_scores(found)])
+    header = ["task", "attention", "needles", "prompts", *SCORES]
     return Table(header, rows, f"Task by task: needles {PLACES[place]}", is_folded=True)
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import NeedleTask, Variant
 from pipeline.errors import UserError
 from pipeline.evaluation.haystack import make_haystack
@@ -14,12 +12,14 @@ from pipeline.evaluation.needles.answers import mentions, score_answer
 from pipeline.evaluation.needles.documents import EncodedTexts, NeedlePrompt, build_prompt, encode_texts
 from pipeline.evaluation.needles.sections import make_section
 from pipeline.evaluation.needles.summary import summarise
-from pipeline.evaluation.needles.tasks import NeedleTexts, draw_texts
+from pipeline.evaluation.needles.tasks import NeedleTexts, draw_texts, make_generator
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
 from pipeline.model.loading import load_config
 
 DEFAULT_WINDOWS = (2, 4, 8)
+MEANING = 2
+"""Of records: another number where equal settings give other prompts, or another count of what is evicted."""
 TOKENS_BEYOND_THE_ANSWER = 3
 """What a model may write besides the right answer's number of tokens."""
 
@@ -90,7 +90,7 @@ class NeedlesSuite:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"haystack": self._haystack.fingerprint, "seed": self._seed}
+        return {"haystack": self._haystack.fingerprint, "seed": self._seed, "meaning": MEANING}
 
     def units(self) -> list[Unit]:
         return [Unit(f"{key}/{variant}", (variant,)) for variant in self._variants for key in self._cells]
@@ -99,12 +99,13 @@ class NeedlesSuite:
         (variant,) = unit.variants
         cell = self._cells[unit.key.rsplit("/", 1)[0]]
         texts, encoded = self._encode(cell)
-        generator = np.random.default_rng([self._seed, cell.length, cell.example])
-        prompt = build_prompt(
-            self._haystack, encoded, texts.depths, cell.length, self._window.num_sink_tokens, generator
-        )
+        prompt = self._build(cell, texts, encoded)
         text, needles = self._ask(readers[variant], prompt, texts.answers)
         return {**vars(cell), "variant": variant, "text": text, "needles": needles}
+
+    def _build(self, cell: Cell, texts: NeedleTexts, encoded: EncodedTexts) -> NeedlePrompt:
+        generator = make_generator(**vars(cell), seed=self._seed, stream=2)
+        return build_prompt(self._haystack, encoded, texts.depths, cell.length, self._window.num_sink_tokens, generator)
 
     def _ask(self, reader: Reader, prompt: NeedlePrompt, answers: tuple[str, ...]) -> tuple[str, list[Record]]:
         """What the model writes after the prompt, and its scores for each answer."""

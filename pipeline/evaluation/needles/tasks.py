@@ -26,8 +26,15 @@ class NeedleTexts:
 
 def draw_texts(task: NeedleTask, length: int, depth: float, example: int, seed: int) -> NeedleTexts:
     """The texts of one prompt, the same for equal arguments."""
-    generator = np.random.default_rng([seed, get_args(NeedleTask).index(task), length, round(depth * 1e6), example])
-    return DRAWS[task](depth, generator)
+    return DRAWS[task](depth, make_generator(task, length, depth, example, seed, stream=1))
+
+
+def make_generator(
+    task: NeedleTask, length: int, depth: float, example: int, seed: int, stream: int
+) -> np.random.Generator:
+    """Random numbers of one prompt that are independent of those of others, and of its other streams (1, 2, ...)."""
+    place = [get_args(NeedleTask).index(task), length, round(depth * 1e6), example]
+    return np.random.default_rng([seed, *place, stream])
 
 
 def _single(depth: float, generator: np.random.Generator) -> NeedleTexts:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.efficiency.summary import figures_of
 from pipeline.evaluation.suite import Table
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import LABELS, label
 from pipeline.metrics.accounting import PRESETS, PUBLISHED_FLOPS, compute_account
 from pipeline.model.files import PUBLISHED_WINDOW
 
@@ -43,6 +43,8 @@ def read_heldout(root: Path) -> Table | None:
     rows = [
         [LABELS[variant], f"{found['kl'].get(variant, 0):.4f}", f"{ppl:.3f}"] for variant, ppl in found["ppl"].items()
     ]
+    if control := found.get("control"):
+        rows.append([label("foreign"), f"{control['kl']['foreign']:.4f}", f"{control['ppl']['foreign']:.3f}"])
     caption = f"{source}: {found['num_documents']} held-out documents, {found['num_tokens']:,} tokens past the window"
     return Table(("attention", "KL to full attention", "perplexity"), rows, caption)
 
@@ -104,12 +106,19 @@ def read_recall(root: Path) -> Table | None:
 
 
 def read_probing(root: Path) -> Table | None:
-    """Mean gradient norms of evicted tokens by kind: small where the memory keeps a token."""
+    """Gradients of evicted tokens by kind, relative to their neighbours': small where the memory keeps a token."""
     source, found = _find_suite(root, "probing")
     if found is None:
         return None
-    rows = [[row["class"], f"{row['tokens']:,}", f"{row['relative']:.2f}"] for row in found["classes"]]
-    return Table(("evicted tokens", "number", "gradient norm over the mean"), rows, source)
+    rows = [
+        [row["class"], f"{row['tokens']:,}", _ratio(row.get("ratio")), f"{row['relative']:.2f}"]
+        for row in found["classes"]
+    ]
+    return Table(
+        ("evicted tokens", "number", "gradient / memories off, over neighbours'", "gradient over neighbours'"),
+        rows,
+        source,
+    )
 
 
 def read_benchmarks(root: Path) -> Table | None:
@@ -157,6 +166,10 @@ def _find_suite(root: Path, suite: str) -> tuple[str, Mapping[str, Any] | None]:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def _ratio(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:

@@ -7,7 +7,8 @@ Of a text of N tokens, with S sinks, a window of R and t0 = max(S + R, N - 1 - R
 with e_j what the AHN model reads of token j, its input embedding; the distributions of full attention are constants.
 Tokens S <= j <= t0 - R are those that none of these queries attends to. A small g_j says that changing what the model
 reads of token j would bring it no nearer to full attention: what the token tells is in the memory already, or is not
-asked for. A large one says that it is missing.
+asked for. A large one says that it is missing. But the queries reach such tokens without any memory too, through the
+windows of the layers below, and those gradients, h_j, differ from token to token much alike: see ratios.py.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from pipeline.losses.chunked_kl import chunked_forward_kl
 
 @dataclass(frozen=True)
 class TokenGradients:
-    """`norms`: g_j of the tokens from `first` on, float [E >= 1] on the CPU; `loss`: L, over `num_queries`, in nats."""
+    """`norms`: g_j of the tokens from `first` on, float [E >= 1] on the CPU; `without_memory`: h_j, the same with all
+    memories left out; `loss`: L with memories, over `num_queries`, in nats."""
 
     first: int
     norms: Tensor
+    without_memory: Tensor
     loss: float
     num_queries: int
 
@@ -34,7 +37,7 @@ class TokenGradients:
 def token_gradients(
     model: PreTrainedModel, ids: Tensor, positions: Tensor, window: WindowSpec, chunk_size: int
 ) -> TokenGradients:
-    """Two forwards and a backward pass over one text; the parameters get no gradient.
+    """Three forwards and two backward passes over one text; the parameters get no gradient.
 
     Args:
         model: an AHN model in eval mode.
@@ -49,11 +52,16 @@ def token_gradients(
     head, embeddings = model.get_output_embeddings().weight, embed(model, ids)
     with torch.no_grad():
         full = read_whole(model, embeddings, None)[queries]
+    weights = torch.ones(len(queries), dtype=torch.promote_types(full.dtype, torch.float32), device=ids.device)
     embeddings.requires_grad_()
-    with torch.enable_grad(), recomputed_layers(model):
-        ahn = read_whole(model, embeddings, window)[queries]
-        weights = torch.ones(len(queries), dtype=torch.promote_types(ahn.dtype, torch.float32), device=ids.device)
-        loss = chunked_forward_kl(ahn, full, head, weights, chunk_size)
-        (gradient,) = torch.autograd.grad(loss, embeddings)
-    norms = torch.linalg.vector_norm(gradient[evicted].to(weights.dtype), dim=-1)
-    return TokenGradients(evicted.start, norms.cpu(), loss.item(), len(queries))
+
+    def backward(use_memory: bool) -> tuple[Tensor, float]:
+        with torch.enable_grad(), recomputed_layers(model):
+            student = read_whole(model, embeddings, window, use_memory=use_memory)[queries]
+            loss = chunked_forward_kl(student, full, head, weights, chunk_size)
+            (gradient,) = torch.autograd.grad(loss, embeddings)
+        return torch.linalg.vector_norm(gradient[evicted].to(weights.dtype), dim=-1).cpu(), loss.item()
+
+    norms, loss = backward(use_memory=True)
+    without_memory, _ = backward(use_memory=False)
+    return TokenGradients(evicted.start, norms, without_memory, loss, len(queries))

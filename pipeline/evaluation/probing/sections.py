@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.probing.plots import plot_effects, plot_shares
+from pipeline.evaluation.probing.ratios import relative_log_ratios
 from pipeline.evaluation.probing.summary import NEIGHBOURS, bin_width
 from pipeline.evaluation.probing.token_classes import NOT_PROBED, colours_of, words_of
 from pipeline.evaluation.suite import Picture, Record, Section, Table
@@ -32,22 +34,30 @@ def _tokens(summary: dict[str, Any], probed: Sequence[Record], tokenizer: PreTra
     texts = [_legend(), *(_coloured(record, tokenizer) for record in shown)]
     lead = (
         "How much the distillation loss of a text's last window would change with each token that has left it: the "
-        "norm of its gradient with respect to the token's input embedding. Green is small: what the token tells is in "
+        "norm of its gradient with respect to the token's input embedding. Much of that need not come from the "
+        "memory: the queries reach such tokens through the windows of the layers below, too, and rare tokens have "
+        "large gradients under any attention. So what is shown is the ratio of the AHN's gradient to that with all "
+        "memories off, compared with the same ratio of the neighbours. Green is small: what the token tells is in "
         "the memory, or is not asked for. Red is large: it is missing."
     )
     note = (
         "The loss is KL(full attention || AHN) summed over the last window's queries; colours go by the logarithm, "
-        "from the 5th percentile of a text to the 95th; a token's title has its value. Sinks, and tokens which those "
-        f"queries or the ones before them may still see, are grey. {len(shown)} of {summary['num_texts']} texts shown. "
-        f"Gradients fall with the distance from those queries, so the table compares each token with the {NEIGHBOURS} "
-        "on either side. Intervals: 95 %, paired bootstrap over texts."
+        "from the 5th percentile of a text to the 95th; a token's title has its ratio, and the gradient itself. Sinks, "
+        "tokens which those queries or the ones before them may still see, and tokens that no query reaches without "
+        f"memories, are grey. {len(shown)} of {summary['num_texts']} texts shown. Ratios are relative to the geometric "
+        f"mean of those of the {NEIGHBOURS} tokens on either side, and the table has their geometric means. The plain "
+        "gradient, which the paper shows, is relative to its mean over as many. Intervals: 95 %, paired bootstrap over "
+        "the texts that have such tokens; not defined for fewer than three, and where they do not differ."
     )
     rows = [
-        [row["class"], f"{row['tokens']:,}", f"{row['mean_norm']:.3g}", f"{row['relative']:.2f}",
-         _interval(row["relative_ci95"], ".2f")]
+        [row["class"], f"{row['tokens']:,}", str(row.get("texts", "")),
+         "-" if row["ratio"] is None else f"{row['ratio']:.2f}", _interval(row["ratio_ci95"], ".2f"),
+         f"{row['mean_norm']:.3g}", f"{row['relative']:.2f}", _interval(row["relative_ci95"], ".2f")]
         for row in summary["classes"]
     ]  # fmt: skip
-    table = Table(["tokens", "count", "mean gradient norm", "relative to neighbours", "95 % interval"], rows)
+    header = ["tokens", "count", "texts", "AHN / memories off, relative to neighbours", "95 % interval",
+              "mean gradient norm", "relative to neighbours", "95 % interval"]  # fmt: skip
+    table = Table(header, rows)
     return Section("Which evicted tokens the memory keeps", lead, tables=[table], texts=texts, note=note)
 
 
@@ -62,10 +72,11 @@ def _coloured(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Colour
     end = min(len(ids), first + len(norms) + WORDS_AFTER)
     start = max(0, end - MAX_WORDS)
     words = [(word, NOT_PROBED, "") for word in words_of(tokenizer, ids[:end])]
-    words[first : first + len(norms)] = [
-        (word, colour, f"{norm:.3g}")
-        for (word, *_), colour, norm in zip(words[first:], colours_of(norms), norms, strict=False)
-    ]
+    ratios = relative_log_ratios(norms, record["without_memory"], NEIGHBOURS)
+    coloured = np.flatnonzero(~np.isnan(ratios))
+    for index, colour in zip(coloured, colours_of(np.exp(ratios[coloured])) if len(coloured) else [], strict=True):
+        title = f"{np.exp(ratios[index]):.3g} (gradient {norms[index]:.3g})"
+        words[first + index] = (words[first + index][0], colour, title)
     mean = record["loss"] / record["num_queries"]
     title = f"{record['document']}: KL {mean:.3f} nats per token over {record['num_queries']} queries\n\n"
     return [(title, "transparent", ""), *words[start:]]
@@ -93,7 +104,7 @@ def _layers(layers: dict[str, Any]) -> Section:
     rows += [_row(f"without layer {index}'s", row) for index, row in enumerate(layers["without"])]
     table = Table(["memories", "KL (nats)", "added", "95 % interval"], rows, "Every layer", is_folded=True)
     picture = Picture(plot_effects(layers), "KL that zeroing each layer's memory adds")
-    note = "Intervals: 95 %, paired bootstrap over texts."
+    note = f"Intervals: 95 %, paired bootstrap over {layers.get('texts', 'the')} texts."
     return Section("Which layers' memories matter", lead, tables=[table], pictures=[picture], note=note)
 
 
@@ -102,4 +113,4 @@ def _row(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _interval(bounds: Sequence[float] | None, style: str) -> str:
-    return "not defined for one text" if bounds is None else f"{bounds[0]:{style}} to {bounds[1]:{style}}"
+    return "not defined" if bounds is None else f"{bounds[0]:{style}} to {bounds[1]:{style}}"

@@ -26,9 +26,9 @@ SIGNIFICANT_DIGITS = 6
 class ProbingSuite:
     """For each piece of text a unit `tokens`, and NUM_PARTS that zero each layer's memory in turn; `ahn` alone.
 
-    Records, beside `document`: of `tokens` the text's `ids`, `first`, `norms`, `loss` and `num_queries` as in
-    `TokenGradients`, and `shares` with their `counts`, binned by distance past W; of the others `num_positions` and
-    `kl`, sums in nats by what was zeroed: "none", "all", or a layer's number.
+    Records, beside `document`: of `tokens` the text's `ids`, `first`, `norms`, `without_memory`, `loss` and
+    `num_queries` as in `TokenGradients`, and `shares` with their `counts`, binned by distance past W; of the others
+    `num_positions` and `kl`, sums in nats by what was zeroed: "none", "all", or a layer's number.
 
     Raises:
         UserError: no --data, or a length that evicts nothing.
@@ -61,6 +61,7 @@ class ProbingSuite:
             "data": self._dataset.fingerprint,
             "length": self._length,
             "zeroing_length": self._zeroing_length,
+            "gradients": "with and without memories",
         }
 
     def units(self) -> list[Unit]:
@@ -98,6 +99,7 @@ class ProbingSuite:
             "ids": ids.tolist(),
             **asdict(found),
             "norms": [_rounded(x) for x in found.norms.tolist()],
+            "without_memory": [_rounded(x) for x in found.without_memory.tolist()],
             "shares": [[None if x is None else _rounded(x) for x in row] for row in shares],
             "counts": counts,
         }

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.bootstrap import paired_interval
+from pipeline.evaluation.probing.ratios import relative_log_ratios
 from pipeline.evaluation.probing.token_classes import CLASSES, classify
 from pipeline.evaluation.suite import Record
 
@@ -35,8 +36,9 @@ def bin_width(length: int, window: WindowSpec) -> int:
 
 
 def summarise(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """`classes`: mean gradient norms by kind of token; `shares` [layers][bins], |memory read| / |attention output|;
-    `layers`: KL to full attention in nats per token with all memories, with none, and without each layer's."""
+    """`classes`: mean gradient norms by kind of token, with the number of `texts` that have it; `shares`
+    [layers][bins], |memory read| / |attention output|; `layers`: KL to full attention in nats per token with all
+    memories, with none, and without each layer's."""
     probed = [record for record in records if "norms" in record]
     return {
         "num_texts": len(probed),
@@ -49,24 +51,39 @@ def summarise(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> 
 def _by_class(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """`relative`: mean over tokens of a norm over that of its neighbourhood, with its 95 % interval over texts.
 
-    Gradients fall with the distance from the queries and differ from text to text, and so do kinds of tokens.
+    Gradients fall with the distance from the queries and differ from text to text, and so do kinds of tokens. `ratio`,
+    with an interval likewise: the geometric mean, over the tokens that have one, of what ratios.py tells of each; None
+    without any.
     """
-    sums = np.zeros((len(records), len(CLASSES), 3))  # tokens, norms, norms relative to their neighbourhoods
+    # tokens, norms, norms relative to their neighbourhoods; tokens with a ratio, their logarithms
+    sums = np.zeros((len(records), len(CLASSES), 5))
     for of_text, record in zip(sums, records, strict=True):
         norms = np.array(record["norms"])
         relative = norms / neighbourhood_means(norms)
+        ratios = relative_log_ratios(norms, record["without_memory"], NEIGHBOURS)
+        has_ratio = ~np.isnan(ratios)
         tokens = record["ids"][record["first"] : record["first"] + len(norms)]
-        for token, *values in zip(tokens, norms, relative, strict=True):
+        for token, *values in zip(tokens, norms, relative, has_ratio, np.nan_to_num(ratios), strict=True):
             of_text[CLASSES.index(classify(tokenizer, token))] += (1, *values)
     rows = []
     for index, name in enumerate(CLASSES):
         of_class = sums[sums[:, index, 0] > 0, index]
         if len(of_class):
-            count, norm, relative = of_class.sum(0).tolist()
+            count, norm, relative, *_ = of_class.sum(0).tolist()
             interval = paired_interval(of_class, lambda totals: totals[:, 2] / totals[:, 0])
-            row = {"class": name, "tokens": int(count), "mean_norm": norm / count, "relative": relative / count}
-            rows.append(row | {"relative_ci95": None if interval is None else list(interval)})
+            row = {"class": name, "texts": len(of_class), "tokens": int(count)}
+            row |= {"mean_norm": norm / count, "relative": relative / count}
+            row |= {"relative_ci95": None if interval is None else list(interval)}
+            rows.append(row | _ratio_of(of_class[of_class[:, 3] > 0]))
     return rows
+
+
+def _ratio_of(sums: np.ndarray) -> dict[str, Any]:
+    if not len(sums):
+        return {"ratio": None, "ratio_ci95": None}
+    interval = paired_interval(sums, lambda totals: totals[:, 4] / totals[:, 3])
+    ratio = np.exp(sums[:, 4].sum() / sums[:, 3].sum())
+    return {"ratio": float(ratio), "ratio_ci95": None if interval is None else np.exp(interval).tolist()}
 
 
 def neighbourhood_means(norms: np.ndarray) -> np.ndarray:
@@ -105,6 +122,7 @@ def _by_layer(records: Sequence[Record]) -> dict[str, Any]:
         }
 
     return {
+        "texts": len(texts),
         "tokens": int(sums[INTACT][:, 0].sum()),
         "intact": sums[INTACT][:, 1].sum() / sums[INTACT][:, 0].sum(),
         "silent": row(SILENT),

@@ -20,6 +20,7 @@ from pipeline.evaluation.recall.scoring import (
     score_memory_off,
 )
 from pipeline.evaluation.recall.summary import BaseScores, MemoryScores
+from pipeline.evaluation.writing import write_atomically, writes_to
 from pipeline.model.loading import load_base, load_model
 
 Scores = TypeVar("Scores", BaseScores, MemoryScores)
@@ -61,12 +62,15 @@ def score_adapter(adapter: Path, config: RecallStudyConfig, points: list[GridPoi
 
 
 def keep_scores(path: Path, kind: type[Scores], compute: Callable[[], list[Scores]]) -> list[Scores]:
-    """What `compute` returned the first time, from `path` since then."""
+    """What `compute` returned the first time, from `path` (--output/scores/NAME) since then.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
     if path.exists():
         return [kind(**row) for row in json.loads(path.read_text())]
     scores = compute()
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps([asdict(row) for row in scores]) + "\n")
-    unfinished.rename(path)
+    with writes_to(path.parents[1]):
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps([asdict(row) for row in scores]) + "\n")
     return scores
