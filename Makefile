@@ -41,7 +41,7 @@ lint: setup ## ruff: style, imports, annotations, formatting
 bench: setup ## ratios against peers in one process
 	$(BIN)/python -m tests.benchmarks
 
-demo: setup ## distil a memory into a real 135M model and report what it recovers; at most 15 minutes
+demo: setup ## distil a memory into a real 135M model and measure it; at most 15 minutes
 	$(BIN)/python launchers/demo/run_demo.py
 
 paper: setup ## list the paper's tables and figures: commands that redraw each, and results here
