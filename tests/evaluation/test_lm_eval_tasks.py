@@ -68,6 +68,8 @@ def test_infinitebench_is_read_from_the_official_files_and_labelled(data_root, f
 
 
 def test_what_needs_files_is_refused_without_them(folder, tmp_path):
+    with pytest.raises(UserError, match=r"--tasks no_such_\*: lm-eval has no such task; `python -m .* ls tasks` lists"):
+        tasks_of(None, folder).match_tasks(["no_such_*"])
     for name in ("lveval", "lveval_cmrc_mixup_16k", "infinitebench", "infinitebench_passkey"):
         suite = name.split("_")[0]
         with pytest.raises(UserError, match=f"--tasks {name}: give --data_root, .* --fetch {suite} --data_root FOLDER"):
