@@ -28,6 +28,7 @@ def greedy(tiny, window: WindowSpec | None, new_tokens: int) -> str:
     return tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--num_sink_tokens", 2, "--window_size", 30)])
 def test_greedy_text_is_the_models_own_with_the_window_that_was_asked_for(tiny, flags) -> None:
     window = WindowSpec(2, 30) if flags else None
@@ -42,6 +43,7 @@ def test_window_flags_change_the_text(tiny) -> None:
     assert greedy(tiny, WindowSpec(2, 30), 24) != greedy(tiny, None, 24)
 
 
+@pytest.mark.slow
 def test_a_document_is_absorbed_once_and_asked_later(tiny, tmp_path) -> None:
     document, question = PROMPT * 2, " assert model(documents)"
     model, cache = ["--model", tiny.adapter], tmp_path / "document.cache"

@@ -54,6 +54,7 @@ def alone(tiny: Tiny, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_and_a_process_that_goes_on_give_one_processs_report(tiny, alone, tmp_path) -> None:
     flags, total = flags_of(tiny, tmp_path / "eval"), len(lines_of(alone))
     assert kill_when(lambda: len(lines_of(tmp_path / "eval")) >= total // 3, [two_ranks(flags)], None)
