@@ -127,9 +127,13 @@ def run_lm_eval(
         task: {"requests": count, "truncated": num_truncated[task] + scores[task].get("truncated,none", 0)}
         for task, count in num_requests.items()
     }
-    for of_tasks in (scores, results.get("groups", {})):
+    _label_variants(results)
+    return results
+
+
+def _label_variants(results: dict[str, Any]) -> None:
+    for of_tasks in (results["results"], results.get("groups", {})):
         for name, score in of_tasks.items():
             label = NOT_OFFICIAL.get(name.split("_")[0])
             if label is not None:
                 score["alias"] = f"{score['alias']} ({label})"
-    return results
