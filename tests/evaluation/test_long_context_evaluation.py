@@ -11,8 +11,10 @@ from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
 from pipeline.evaluation.long_context.evaluation import BenchmarkSuite
-from pipeline.evaluation.long_context.scores import make_section, summarise_scores
+from pipeline.evaluation.long_context.scores import summarise_scores
+from pipeline.evaluation.long_context.sections import make_section
 from pipeline.evaluation.long_context.truncation import SEAM_TOKENS
+from pipeline.evaluation.lveval.tasks import LVEVAL
 from pipeline.evaluation.published import averages_table
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
@@ -96,8 +98,9 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
     assert (task["examples"], task["truncated"], summary["bad_rows"][ENGLISH[0]]) == (2, 1, 1)
     assert task["scores"]["full"]["score"] == 50.0 and task["scores"]["full"]["ci95"] is None  # of two
     assert summary["tasks"][ENGLISH[1]]["scores"]["full"]["ci95"] is None
-    assert summary["lengths"]["16k"]["full"] == 50.0 and summary["lengths"]["32k"]["full"] == 0.0
-    assert summary["sets"]["factrecall_en"]["full"] == summary["average"]["full"] == 25.0
+    assert [summary["lengths"][length]["full"]["score"] for length in ("16k", "32k")] == [50.0, 0.0]
+    assert summary["sets"]["factrecall_en"] == summary["average"] and summary["average"]["full"]["score"] == 25.0
+    assert summary["average"]["ahn"]["over_window"] is summary["average"]["ahn"]["ci95"] is None  # no window; of two
     (section,) = again.sections(summary, records)
     averages, by_task, published = section.tables
     assert averages.header == ("", "full", "sinks + window + AHN")
@@ -164,18 +167,48 @@ def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, r
     assert abs(cut) <= SEAM_TOKENS
 
 
+def summarise(benchmark, tasks, scores):
+    """`scores`: by task and variant, of each example."""
+    of_all = {"answer": "", "truncated": False, "prompt_tokens": 9, "seconds": 1.0}
+    records = {
+        f"{task}/{i}/{variant}": {**of_all, "score": score}
+        for task, of_task in scores.items()
+        for variant, of_variant in of_task.items()
+        for i, score in enumerate(of_variant)
+    }
+    variants = tuple(scores[tasks[0].name])
+    summary = summarise_scores(benchmark.name, tasks, variants, dict(sorted(records.items(), reverse=True)))
+    return {**summary, "chat": False, "context": 9, "bad_rows": {}}
+
+
 def test_intervals_stay_between_no_score_and_all_of_it():
     task = INFINITEBENCH.tasks[0]
 
     def shown(*scores):
-        of_all = {"answer": "", "truncated": False, "prompt_tokens": 9, "seconds": 1.0}
-        records = {f"{task.name}/{i}/full": {**of_all, "score": score} for i, score in enumerate(scores)}
-        summary = summarise_scores("infinitebench", [task], ("full",), records)
-        section = make_section(INFINITEBENCH, {**summary, "chat": False, "context": 9, "bad_rows": {}})
-        return section.tables[1].rows[0][-1]
+        section = make_section(INFINITEBENCH, summarise(INFINITEBENCH, [task], {task.name: {"full": scores}}))
+        return section.tables[0].rows[0][-1], section.tables[1].rows[0][-1]
 
-    assert shown(0.0, 1.0, 0.5) == "50.00 (0.00 to 100.00)"
-    assert shown(0.0, 0.0, 0.0) == "0.00 (0.00 to 70.76)"  # Clopper-Pearson, 0 of 3
+    assert shown(0.0, 1.0, 0.5) == ("50.00 (0.00 to 100.00)", "50.00 (0.00 to 100.00)")
+    assert shown(0.0, 0.0, 0.0) == ("0.00", "0.00 (0.00 to 70.76)")  # Clopper-Pearson, 0 of 3
+
+
+def test_averages_are_compared_with_the_windows_example_by_example():
+    tasks = [task for task in LVEVAL.tasks if task.name in ENGLISH]
+    hard = [0.1 * (i % 10) for i in range(20)]  # how hard an example is moves both alike
+    better = {"window": hard, "ahn": [score + 0.05 + 0.01 * (i % 2) for i, score in enumerate(hard)]}
+    summary = summarise(LVEVAL, tasks, {ENGLISH[0]: better, ENGLISH[1]: {"window": [0.5] * 4, "ahn": [0.5] * 4}})
+    ahn, window = (summary["average"][variant] for variant in ("ahn", "window"))
+    assert ahn["over_window"] == pytest.approx(5.5 / 2) and ahn["score"] == pytest.approx((45 + 5.5 + 50) / 2)
+    low, high = ahn["over_window_ci95"]
+    assert 2.5 < low < 2.75 < high < 3.0 and window["ci95"][1] - window["ci95"][0] > 5
+    assert window["over_window"] is window["over_window_ci95"] is None
+    assert summary["lengths"]["32k"]["ahn"]["over_window"] == 0.0
+    assert summary["lengths"]["32k"]["ahn"]["over_window_ci95"] is None
+    means, over, by_task, _ = make_section(LVEVAL, summary).tables
+    assert over.header == ("", "sinks + window + AHN")
+    assert over.rows[-1] == ["mean of 2 tasks", f"+2.75 ({low:+.2f} to {high:+.2f})"]
+    assert over.rows[1] == ["32k, mean of sets", "+0.00"] and means.rows[-1][1].startswith("47.50 (")
+    assert by_task.rows[0][5].startswith("45.00 (") and by_task.rows[1][5:] == ["50.00 (6.76 to 93.24)"] * 2
 
 
 def test_what_cannot_be_run_is_one_line(tmp_path, inputs):

@@ -81,7 +81,8 @@ def write(path, content):
 def test_results_are_shown_where_a_run_left_them(tmp_path):
     nothing = as_text(tmp_path)
     assert nothing.count(MISSING) == len(ITEMS)
-    write(tmp_path / "runs/paper/lveval/report.json", {"lveval": {"tasks": {"a_16k": {}}, "average": {"ahn": 1.25}}})
+    lveval = {"tasks": {"a_16k": {}}, "average": {"ahn": {"score": 1.25}}}
+    write(tmp_path / "runs/paper/lveval/report.json", {"lveval": lveval})
     heldout = {"kl": {"window": 0.5, "ahn": 0.25}, "ppl": {"full": 8.0, "window": 9.0, "ahn": 8.5}}
     heldout |= {"num_documents": 2, "num_tokens": 1234}
     for folder in ("runs/demo", "runs/paper/cross-entropy", "runs/paper/fixed-window"):

@@ -15,7 +15,8 @@ from pipeline.config import Variant
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
 from pipeline.evaluation.long_context.data_files import TaskData, fetch_command, locate_tasks
-from pipeline.evaluation.long_context.scores import make_section, summarise_scores
+from pipeline.evaluation.long_context.scores import summarise_scores
+from pipeline.evaluation.long_context.sections import make_section
 from pipeline.evaluation.long_context.suite import LongContextExample, TaskSpec
 from pipeline.evaluation.long_context.suite import Suite as Benchmark
 from pipeline.evaluation.long_context.truncation import SEAM_TOKENS, MiddleTruncation, count_template_tokens

@@ -1,20 +1,18 @@
-"""From records of answers to scores by task, by length and by set, and the section of the report that shows them."""
+"""From records of answers to scores by task, by length and by set."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import Variant
 from pipeline.evaluation.bootstrap import paired_interval
-from pipeline.evaluation.long_context.suite import Suite as Benchmark
 from pipeline.evaluation.long_context.suite import TaskSpec
-from pipeline.evaluation.published import averages_table
-from pipeline.evaluation.suite import Record, Section, Table
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.stratified import TaskDraws, draw_task, mean_intervals
+from pipeline.evaluation.suite import Record
 
-Means = dict[Variant, float]
+Average = dict[Variant, dict[str, Any]]
 
 
 def summarise_scores(
@@ -24,31 +22,36 @@ def summarise_scores(
 
     Returns:
         `tasks`: by name, the metric, numbers of `examples` and of those `truncated`, mean `prompt_tokens`, and by
-        variant `score` with `ci95` (bootstrap over examples; None for fewer than three). `average` by variant; of
-        LV-Eval also `lengths` and `sets`, each by name and variant.
+        variant `score` with `ci95` (bootstrap over examples; None for fewer than three). `average`: by variant `score`,
+        `over_window`, what it is above the window's (None of the window, and without it), and `ci95` of both, paired
+        (None where a task has fewer than three examples). Of LV-Eval also `lengths` and `sets`, each by name the same.
     """
-    by_task: dict[str, dict[Variant, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    by_task: dict[str, dict[Variant, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     for key, record in records.items():
-        task, _, variant = key.split("/")
-        by_task[task][variant].append(record)
+        task, line, variant = key.split("/")
+        by_task[task][variant][line] = record
     found = {task.name: _summarise_task(task, variants, by_task[task.name]) for task in tasks}
-    summary: dict[str, Any] = {"tasks": found, "average": _average(found.values(), variants)}
+    draws = {
+        task.name: draw_task(_values(variants, by_task[task.name]), seed=(0, number))
+        for number, task in enumerate(tasks)
+    }
+    summary: dict[str, Any] = {"tasks": found, "average": _average(list(draws.values()), variants)}
     if suite == "lveval":
         for name, part in (("sets", 0), ("lengths", 2)):
-            groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for task, values in found.items():
-                groups[task.rpartition("_")[part]].append(values)
-            summary[name] = {group: _average(values, variants) for group, values in groups.items()}
+            groups: dict[str, list[TaskDraws]] = defaultdict(list)
+            for task, of_task in draws.items():
+                groups[task.rpartition("_")[part]].append(of_task)
+            summary[name] = {group: _average(of_group, variants) for group, of_group in groups.items()}
     return summary
 
 
 def _summarise_task(
-    task: TaskSpec, variants: Sequence[Variant], records: Mapping[Variant, list[Record]]
+    task: TaskSpec, variants: Sequence[Variant], records: Mapping[Variant, Mapping[str, Record]]
 ) -> dict[str, Any]:
-    of_one = records[variants[0]]  # all variants read the same prompts
+    of_one = records[variants[0]].values()  # all variants read the same prompts
     scores = {}
     for variant in variants:
-        values = np.array([record["score"] for record in records[variant]])
+        values = np.array([record["score"] for record in records[variant].values()])
         interval = paired_interval(
             np.stack([values, np.ones_like(values)], 1),
             lambda sums: 100 * sums[:, 0] / sums[:, 1],
@@ -57,7 +60,7 @@ def _summarise_task(
         scores[variant] = {
             "score": 100 * float(values.mean()),
             "ci95": None if interval is None else list(interval),
-            "seconds": float(np.mean([record["seconds"] for record in records[variant]])),
+            "seconds": float(np.mean([record["seconds"] for record in records[variant].values()])),
         }
     return {
         "metric": task.metric,
@@ -68,63 +71,27 @@ def _summarise_task(
     }
 
 
-def _average(tasks: Iterable[dict[str, Any]], variants: Sequence[Variant]) -> Means:
-    tasks = list(tasks)
-    return {variant: float(np.mean([task["scores"][variant]["score"] for task in tasks])) for variant in variants}
+def _values(variants: Sequence[Variant], records: Mapping[Variant, Mapping[str, Record]]) -> np.ndarray:
+    """Scores x 100 of a task's examples by variant, float64 [n, V]; with `window` also what they are above its, 2 V."""
+    lines = list(records[variants[0]])
+    scores = 100 * np.array([[records[variant][line]["score"] for variant in variants] for line in lines])
+    if "window" not in variants:
+        return scores
+    return np.concatenate([scores, scores - scores[:, [variants.index("window")]]], 1)
 
 
-def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
-    """Averages, tasks with their intervals, and the published averages beside."""
-    variants: list[Variant] = list(summary["average"])
-    tasks, labels = summary["tasks"], [LABELS[variant] for variant in variants]
-
-    def row(name: str, means: Mapping[Variant, float]) -> list[str]:
-        return [name, *(f"{means[variant]:.2f}" for variant in variants)]
-
-    rows = [row(f"{length}, mean of sets", means) for length, means in summary.get("lengths", {}).items()]
-    rows += [row(f"{name}, mean of lengths", means) for name, means in summary.get("sets", {}).items()]
-    rows.append(row(f"mean of {len(tasks)} task{'s' * (len(tasks) > 1)}", summary["average"]))
-    averages = Table(("", *labels), rows, "Mean score x 100; tasks count the same", emphasised=(len(rows) - 1,))
-    header = ("task", "metric", "examples", "shortened", "prompt tokens", *labels)
-    by_task = [
-        [
-            name,
-            task["metric"],
-            str(task["examples"]),
-            str(task["truncated"]),
-            f"{task['prompt_tokens']:,.0f}",
-            *(_with_interval(task["scores"][variant]) for variant in variants),
-        ]
-        for name, task in tasks.items()
-    ]
-    num_examples = sum(task["examples"] for task in tasks.values())
-    num_truncated = sum(task["truncated"] for task in tasks.values())
-    num_bad = sum(summary["bad_rows"].values())
-    return Section(
-        title=benchmark.title,
-        lead=(
-            f"{num_examples} examples of {len(tasks)} of {len(benchmark.tasks)} tasks. All variants read the same "
-            f"prompt{', as one user message in the chat template' if summary['chat'] else ''}: the limit of prompt and "
-            f"answer is {summary['context']:,} tokens, the base's max_position_embeddings (times --yarn_factor with "
-            f"full_yarn); {num_truncated} longer prompts lost their middle."
-            + (f" {num_bad} rows of the files could not be read and are left out." if num_bad else "")
-        ),
-        tables=(
-            averages,
-            Table(header, by_task, "By task, with 95 % bootstrap intervals over examples", is_folded=True),
-            averages_table(benchmark.name),
-        ),
-        note=(
-            "Scores are those of the benchmark's official code. The published rows are of other models and of the "
-            "paper's choice of tasks; its code scores InfiniteBench's questions with ROUGE."
-            if benchmark.name == "infinitebench"
-            else "Scores are those of the benchmark's official code."
-        ),
-    )
-
-
-def _with_interval(score: Mapping[str, Any]) -> str:
-    if score["ci95"] is None:
-        return f"{score['score']:.2f}"
-    low, high = score["ci95"]
-    return f"{score['score']:.2f} ({low:.2f} to {high:.2f})"
+def _average(tasks: Sequence[TaskDraws], variants: Sequence[Variant]) -> Average:
+    """Of draws of `_values`."""
+    count, means = len(variants), np.mean([task.mean for task in tasks], 0).tolist()
+    limits = [(0.0, 100.0)] * count + [(-100.0, 100.0)] * (len(means) - count)
+    intervals = [None if interval is None else list(interval) for interval in mean_intervals(tasks, limits)]
+    found: Average = {}
+    for index, variant in enumerate(variants):
+        is_compared = variant != "window" and "window" in variants
+        found[variant] = {
+            "score": means[index],
+            "ci95": intervals[index],
+            "over_window": means[count + index] if is_compared else None,
+            "over_window_ci95": intervals[count + index] if is_compared else None,
+        }
+    return found

@@ -126,7 +126,7 @@ def read_benchmarks(root: Path) -> Table | None:
     found = _read(root / "runs/paper/lveval/report.json").get("lveval")
     if found is None:
         return None
-    rows = [[LABELS[variant], f"{score:.2f}"] for variant, score in found["average"].items()]
+    rows = [[LABELS[variant], f"{average['score']:.2f}"] for variant, average in found["average"].items()]
     return Table(("attention", "score"), rows, f"runs/paper/lveval: LV-Eval's {', '.join(found['tasks'])}")
 
 
