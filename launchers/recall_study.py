@@ -101,12 +101,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, seed: int) -> None:
-    """Packs the documents of `seed`, each a sample of its own, and trains one memory on them."""
+    """Packs the documents of `seed`, each a sample of its own, and trains one memory on them.
+
+    Raises:
+        UserError: --output cannot be written, or a launcher failed.
+    """
     from pipeline.evaluation.recall.documents import document_length, write_corpus
 
     corpus, data, task = config.output / f"data/seed{seed}.jsonl", config.output / f"data/seed{seed}", config.task
-    corpus.parent.mkdir(exist_ok=True)
-    write_corpus(corpus, task, config.train_documents, config.facts, config.distances, seed)
+    with writes_to(config.output):
+        corpus.parent.mkdir(exist_ok=True)
+        write_corpus(corpus, task, config.train_documents, config.facts, config.distances, seed)
     length = document_length(task, max(config.facts), max(config.distances))
     packing = ["--packing", "none", "--append_eos", "false", "--seq_len", length]
     run_launcher("prepare.py", "--inputs", corpus, "--tokenizer", base, "--output", data, *packing)

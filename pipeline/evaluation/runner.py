@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
@@ -13,7 +13,7 @@ from pipeline.config import MemoryConfig, Variant
 from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.facts import describe, weights_fingerprint
-from pipeline.evaluation.failures import UNKNOWN, find_failures
+from pipeline.evaluation.out_of_memory import within_memory
 from pipeline.evaluation.placement import choose_device, choose_dtype
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.records import EvaluationFolder
@@ -21,10 +21,8 @@ from pipeline.evaluation.report import SuiteResult, write_report
 from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.evaluation.unmeasured import why_unmeasured
+from pipeline.evaluation.waiting import finished_counter, wait_for_all
 from pipeline.model.loading import load_base, load_model, set_window
-
-POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.2, 10.0
-SECONDS_TO_START = 30.0
 
 
 def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedRank) -> dict | None:
@@ -34,8 +32,8 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         report.json's content on rank 0, None on the others.
 
     Raises:
-        UserError: no suite has anything to measure, the model cannot be loaded, or --output cannot be written, is
-            damaged, or holds an evaluation of something else.
+        UserError: no suite has anything to measure, the model cannot be loaded, memory does not suffice, or --output
+            cannot be written, is damaged, or holds an evaluation of something else.
     """
     work = [(suite, unit) for suite in suites for unit in suite.units()]
     unmeasured = find_unmeasured(inputs, suites, work, ranks)
@@ -54,7 +52,9 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
     folder = EvaluationFolder(config.output, ranks.rank, common, settings)
     share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
     if share:
-        model = load(inputs, dtype).eval().to(device)
+        remedy = f"choose a narrower --dtype than {dtype}, or start fewer processes on this machine"
+        with within_memory(f"--model {config.model}", remedy):
+            model = load(inputs, dtype).eval().to(device)
         measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
     if ranks.rank != 0:
         return None
@@ -111,50 +111,29 @@ def measure_share(
     folder: EvaluationFolder,
     is_watched: bool,
 ) -> None:
-    """Measures this rank's units. A bar, if it is watched, shows the work of all ranks."""
+    """Measures this rank's units. A bar, if it is watched, shows the work of all ranks.
+
+    Raises:
+        UserError: memory does not suffice for one.
+    """
     config = inputs.config
 
     def reader(variant: Variant) -> Reader:
         return Reader(model, variant, inputs.window, config.prefill_chunk, config.yarn_factor)
 
     readers = {variant: reader(variant) for variant in dict.fromkeys(v for _, unit in share for v in unit.variants)}
-    count = _finished_counter(work, folder)
+    remedy = (
+        f"give a smaller --prefill_chunk than {config.prefill_chunk:,}, shorter texts, fewer --variants or processes "
+        f"on this machine; what is measured is kept"
+    )
+    count = finished_counter(work, folder)
     with tqdm(total=len(work), initial=count(), unit="unit", disable=not is_watched) as bar:
         for suite, unit in share:
             bar.set_description(suite.name, refresh=False)
             started = time.perf_counter()
-            record = suite.measure(unit, {variant: readers[variant] for variant in unit.variants})
+            with within_memory(f"--suites {suite.name}: {unit.key}", remedy):
+                record = suite.measure(unit, {variant: readers[variant] for variant in unit.variants})
             peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             folder.write(suite.name, unit.key, record, time.perf_counter() - started, peak_rss_gib)
             if is_watched:
                 bar.update(count() - bar.n)
-
-
-def wait_for_all(
-    work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder, num_ranks: int, patience: float = SECONDS_TO_START
-) -> None:
-    """Returns as soon as the other processes have measured theirs.
-
-    A process that is killed is the launcher's to notice; one that fails says so in the folder. After `patience` seconds
-    that is believed: what an earlier start has left there is gone by then.
-
-    Raises:
-        UserError: another process has failed.
-    """
-    count, started = _finished_counter(work, folder), time.monotonic()
-    shown = {"desc": "waiting for other ranks", "unit": "unit", "delay": 1, "mininterval": SECONDS_BETWEEN_LINES}
-    with tqdm(total=len(work), initial=count(), **shown) as bar:
-        while bar.n < len(work):
-            time.sleep(POLL_SECONDS)
-            folder.refresh()
-            bar.update(count() - bar.n)
-            if bar.n < len(work) and time.monotonic() - started > patience:
-                for rank, reason in find_failures(folder.path, num_ranks).items():
-                    told = f"; {reason}" if reason == UNKNOWN else f" ({reason})"
-                    raise UserError(f"rank {rank} failed{told}; what is measured is kept, start again to go on")
-
-
-def _finished_counter(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> Callable[[], int]:
-    """How many units of `work` have a record; another evaluation may be adding other suites to the folder."""
-    wanted = {(suite.name, unit.key) for suite, unit in work}
-    return lambda: len(wanted & folder.records.keys())

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pipeline.errors import UserError
 
 
@@ -17,9 +19,10 @@ def writes_to(output: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(
-            f"--output {output} cannot be written: {error.strerror}; what is measured is kept: free disk space or make "
+            f"--output {output} cannot be written: {reason}; what is measured is kept: free disk space or make "
             f"the folder writable, and start again to go on"
         ) from error
 

@@ -1,6 +1,7 @@
 """The recall study's documents, scores, limit and summary, each against a case worked out by hand."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig, RecallBaseConfig, RecallTaskConfig
 from pipeline.errors import UserError
-from pipeline.evaluation.recall.base import base_folder, curriculum
+from pipeline.evaluation.recall.base import base_folder, curriculum, save_base
 from pipeline.evaluation.recall.documents import (
     CARRIED,
     RecallDocuments,
@@ -29,10 +30,15 @@ from pipeline.evaluation.recall.scoring import (
     score_memory_off,
 )
 from pipeline.evaluation.recall.summary import BaseScores, MemoryScores, format_table, interval_over_seeds, summarise
+from pipeline.evaluation.writing import writes_to
 from pipeline.model.loading import load_base
 
 TASK = RecallTaskConfig(num_keys=9, num_values=7, num_fillers=5, num_sink_tokens=2, window_size=8)
 WINDOW = WindowSpec(TASK.num_sink_tokens, TASK.window_size)
+CONFIG = Qwen3Config(
+    vocab_size=TASK.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, initializer_range=0.3, tie_word_embeddings=False,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("num_facts", "distance"), [(1, 1), (9, 1), (4, 3)])
@@ -98,17 +104,30 @@ def model(tmp_path_factory):
     """A base with random weights, and memories that act."""
     folder = tmp_path_factory.mktemp("recall") / "base"
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=TASK.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, initializer_range=0.3, tie_word_embeddings=False,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    Qwen3ForCausalLM(CONFIG).save_pretrained(folder)
     model = load_base(str(folder), memory=MemoryConfig(), window=WINDOW, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".ahn." in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
     return model
+
+
+def test_a_base_that_finds_no_room_is_a_line_and_is_written_whole_later(tmp_path):
+    base, model, tokenizer = tmp_path / "bases/base", Qwen3ForCausalLM(CONFIG), make_tokenizer(TASK)
+    base.parent.mkdir()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written: .*large.*; what") as caught, writes_to(tmp_path):
+            save_base(base, model, tokenizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "\n" not in str(caught.value) and not base.exists()
+    save_base(base, model, tokenizer, {"seed": 1})
+    written = Qwen3ForCausalLM.from_pretrained(base)
+    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), model.parameters(), strict=True))
+    assert [path.name for path in base.parent.iterdir()] == ["base"]
 
 
 def answered_with(model, documents, **options):

@@ -1,13 +1,17 @@
 """What holds an evaluation of several processes together, on made-up work and on tiny models."""
 
+import json
 import resource
 import shutil
 from dataclasses import replace
 from typing import get_args
 
 import pytest
+import torch
 
+from pipeline.attention.window import WindowSpec
 from pipeline.config import AbsorbedConfig, EfficiencyConfig, EvalConfig, NeedlesConfig, Variant
+from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.suite import AbsorbedSuite
 from pipeline.evaluation.catalogue import make_inputs
@@ -16,9 +20,10 @@ from pipeline.evaluation.facts import weights_fingerprint
 from pipeline.evaluation.failures import find_failures, noted_failure
 from pipeline.evaluation.needles.suite import NeedlesSuite
 from pipeline.evaluation.records import EvaluationFolder
-from pipeline.evaluation.runner import wait_for_all
-from pipeline.evaluation.suite import Unit
+from pipeline.evaluation.runner import evaluate
+from pipeline.evaluation.suite import EvaluationInputs, Unit
 from pipeline.evaluation.unmeasured import NEEDS_ONE_OF, why_unmeasured
+from pipeline.evaluation.waiting import wait_for_all
 from pipeline.model.export import export_published
 from pipeline.model.files import resolve_model
 from tests.conftest import TINY_VOCAB_SIZE
@@ -36,6 +41,18 @@ WORK = [(Letters, Unit(key, ("full",))) for key in "ab"]
 
 def folder_of(path, rank) -> EvaluationFolder:
     return EvaluationFolder(path, rank, {}, {"letters": {}})
+
+
+class Greedy:
+    """A suite whose second unit takes a pebibyte."""
+
+    name, settings = "greedy", {}
+
+    def units(self) -> list[Unit]:
+        return [Unit(key, ("window",)) for key in ("small", "large")]
+
+    def measure(self, unit, readers) -> dict:
+        return {"size": torch.empty(1 if unit.key == "small" else 1 << 48).nelement()}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +123,16 @@ def test_suites_say_truly_which_variants_they_need(base, tmp_path) -> None:
         needed = NEEDS_ONE_OF.get(name, inputs.variants)
         assert {variant for variant, units in alone.items() if units} == set(needed), name
     assert "needs --variants ahn, and --model" in why_unmeasured("probing", inputs)
+
+
+def test_memory_that_does_not_suffice_is_a_line_that_says_what_takes_less(base, tmp_path) -> None:
+    config = EvalConfig(model=base, output=tmp_path / "out", num_sink_tokens=4, window_size=12, variants=["window"])
+    inputs = EvaluationInputs(config, resolve_model(base, None), WindowSpec(4, 12), ("window",), None, [], None)
+    with pytest.raises(UserError, match=r"out of memory .*--prefill_chunk than 2,048") as caught:
+        evaluate(inputs, [Greedy()], LaunchedRank(0, 1, 0))
+    assert str(caught.value).startswith("--suites greedy: large: ") and "\n" not in str(caught.value)
+    (line,) = (tmp_path / "out/records/rank-0.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"] == {"size": 1}
 
 
 def test_a_published_checkpoint_on_another_base_has_other_weights(base, tmp_path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.attention.window import WindowSpec
+from pipeline.evaluation.out_of_memory import is_out_of_memory
 from pipeline.evaluation.reader import Reader
 from pipeline.metrics.accounting import Architecture, compute_account, parse_architecture
 
@@ -40,10 +41,8 @@ def time_context(reader: Reader, tokens: Sequence[int], new_tokens: int) -> Timi
     """
     try:
         return _time_context(reader, tokens, new_tokens)
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as error:  # of a CPU, whose allocator has no class of its own
-        if "DefaultCPUAllocator" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
     if reader.model.device.type == "cuda":
         torch.cuda.empty_cache()  # not before: the error holds what had been allocated

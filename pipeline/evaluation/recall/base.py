@@ -10,10 +10,12 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -21,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from pipeline.config import RecallBaseConfig, RecallTaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.recall.documents import SINK, make_documents, make_repeats, make_tokenizer
+from pipeline.evaluation.writing import writes_to
 
 NUM_STAGES, FEWEST_FACTS, NEAREST = 5, 4, 8
 REPEATED_TOKENS = (4, 12)
@@ -63,19 +66,29 @@ def find_base(root: Path, task: RecallTaskConfig, base: RecallBaseConfig) -> Pat
     """The folder of the trained base (weights, tokenizer, record of its curriculum); trains it once.
 
     Raises:
-        UserError: its curriculum is not done after `max_steps`.
+        UserError: its curriculum is not done after `max_steps`, or it cannot be written.
     """
     folder = base_folder(root, task, base)
     if not folder.exists():
         model, steps = train_base(task, base)
-        unfinished = folder.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        model.save_pretrained(unfinished)
-        make_tokenizer(task).save(str(unfinished / "tokenizer.json"))
-        record = {"task": asdict(task), "base": asdict(base), "stages_done_at_step": steps}
-        (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        unfinished.rename(folder)
+        with writes_to(root.parent):
+            record = {"task": asdict(task), "base": asdict(base), "stages_done_at_step": steps}
+            save_base(folder, model, make_tokenizer(task), record)
     return folder
+
+
+def save_base(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
+    """Writes a base so that `folder` is absent or whole at every instant.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save(str(unfinished / "tokenizer.json"))
+    (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    unfinished.rename(folder)
 
 
 def train_base(task: RecallTaskConfig, base: RecallBaseConfig) -> tuple[PreTrainedModel, list[int]]:
