@@ -69,7 +69,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_phase(name: str, command: list[str], keep_output: bool) -> str:
+def run_phase(name: str, command: list[str], output: Path, keep_output: bool) -> str:
     """Runs one phase from the repository's root; its stdout is returned if kept, else shown.
 
     Raises:
@@ -80,7 +80,9 @@ def run_phase(name: str, command: list[str], keep_output: bool) -> str:
     stdout = subprocess.PIPE if keep_output else None
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=stdout, text=True)
     if done.returncode != 0:
-        raise UserError(f"{name}: exit code {done.returncode}; run `make demo` again to go on from there")
+        raise UserError(
+            f"{name}: exit code {done.returncode}; run `make demo` again to go on, or remove {output} to begin anew"
+        )
     return done.stdout or ""
 
 
@@ -105,7 +107,7 @@ def main() -> None:
         if name == "generate":
             prompt = write_prompt(output)
         started = time.monotonic()
-        continuation = run_phase(name, command, keep_output=name == "generate")
+        continuation = run_phase(name, command, output, keep_output=name == "generate")
         seconds[name] = time.monotonic() - started
     report = json.loads((output / "evaluation/report.json").read_text())
     print("\n=== phase times")
