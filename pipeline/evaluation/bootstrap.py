@@ -62,7 +62,7 @@ def paired_interval(
         return None
     value = float(statistic(sums.sum(0)[None])[0])
     if high - low <= LEAST_SPREAD * max(abs(low), abs(high)):
-        return _interval_of_equals(value, num_documents, limits, level) if np.isfinite(limits).all() else None
+        return interval_of_equals(value, num_documents, limits, level) if np.isfinite(limits).all() else None
     upper = (1 + level) / 2
     stretch = stats.t.ppf(upper, num_documents - 1) / stats.norm.ppf(upper)
     stretch *= np.sqrt(num_documents / (num_documents - 1))
@@ -86,10 +86,11 @@ def draw_quantiles(
     return float(low), float(high)
 
 
-def _interval_of_equals(
+def interval_of_equals(
     value: float, num_documents: int, limits: tuple[float, float], level: float
 ) -> tuple[float, float]:
-    """Of trials that come out at either limit: no values between them spread more about the same mean."""
+    """Clopper-Pearson's, of values that all agree and lie between finite `limits`: taken for trials that come out at
+    either limit, as no values between them spread more about the same mean."""
     least, greatest = limits
     hits = round(num_documents * (value - least) / (greatest - least))
     bounds = stats.binomtest(hits, num_documents).proportion_ci(level)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pipeline.evaluation.bootstrap import LEAST_DOCUMENTS, LEAST_SPREAD
+from pipeline.evaluation.bootstrap import LEAST_DOCUMENTS, LEAST_SPREAD, interval_of_equals
 
 NUM_DRAWS = 10_000
 Interval = tuple[float, float]
@@ -55,7 +55,8 @@ def mean_intervals(
         level: coverage.
 
     Returns:
-        None for all where a task has fewer than LEAST_DOCUMENTS examples, and for a column in which the draws agree.
+        None for all where a task has fewer than LEAST_DOCUMENTS examples. For a column in which the draws agree None
+        too, unless its limits are finite: then Clopper-Pearson's of as many trials a task as the smallest has.
     """
     if min(task.num_examples for task in tasks) < LEAST_DOCUMENTS:
         return [None] * len(limits)
@@ -67,7 +68,9 @@ def mean_intervals(
     found: list[Interval | None] = []
     for mean, low, high, of_tasks, (least, greatest) in zip(means, lows, highs, variances.T, limits, strict=True):
         if high - low <= LEAST_SPREAD * max(abs(low), abs(high)):
-            found.append(None)
+            trials = len(tasks) * int(sizes.min())
+            has_limits = np.isfinite([least, greatest]).all()
+            found.append(interval_of_equals(float(mean), trials, (least, greatest), level) if has_limits else None)
             continue
         of_mean = of_tasks[:, None]
         freedom = of_mean.sum() ** 2 / (of_mean**2 / (sizes - 1)).sum()

@@ -86,6 +86,7 @@ def test_the_next_document_that_lasts_lends_its_memory() -> None:
     assert choose_partner(b, lenders, WINDOW_SIZE) is c and choose_partner(c, lenders, WINDOW_SIZE) is a
     assert choose_partner(piece("c", 20), lenders, WINDOW_SIZE) is a
     assert choose_partner(a, [a, b], WINDOW_SIZE) is b  # the longest there is
+    assert choose_partner(a, [a, c, piece("d", 60)], WINDOW_SIZE) is c  # which lasts, and comes first
     assert choose_partner(a, [a], WINDOW_SIZE) is None
 
 
@@ -132,7 +133,8 @@ def test_a_whole_suite_has_the_control_and_says_what_it_gains(folder, dataset, m
     assert share == pytest.approx(1 - means["foreign"] / means["window"])
     (section,) = suite.sections(summary, records)
     row = section.tables[0].rows[-1]
-    assert row[:2] == ["AHN, another document's memory", f"{means['foreign']:.4f}"] and row[3] == f"{share:.1%}"
+    assert row[:2] == [f"AHN, another document's memory, on {tokens} tokens", f"{means['foreign']:.4f}"]
+    assert row[3] == f"{share:.1%}"
     assert f"has {tokens} of the {53 + 3} tokens" in section.note and len(section.tiles) == 3
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.evaluation.heldout.sections import format_summary, headline, make_sections
 from pipeline.evaluation.heldout.summary import bin_positions, sum_documents, summarise
+from pipeline.evaluation.variant_style import label
 from tests.evaluation.synthetic import WINDOW, make_record
 
 
@@ -103,7 +104,8 @@ def test_the_control_stands_beside_what_it_controls() -> None:
     assert "foreign" not in summary["kl"] and "foreign" not in summary["ppl"]
     assert headline(summary).endswith("with another document's memory by -10.0%")
     text = format_summary(summary)
-    assert "AHN, another document's memory" in text and "10.0% less with another document's memory" in text
+    assert "AHN, another document's memory  " in text and "10.0% less with another document's memory in its" in text
+    assert re.search(r"\+0\.\d{4} nats per token that another document's memory adds .* \+0\.\d+ to \+0", text)
     (section,) = make_sections(summary, records, WINDOW)
     assert "recover" not in " ".join([section.title, section.note, *(tile.caption for tile in section.tiles)])
     assert [tile.value for tile in section.tiles][1] == "10.0%" and "Other documents are too short" not in section.note
@@ -113,17 +115,48 @@ def test_the_control_stands_beside_what_it_controls() -> None:
 
 def test_a_control_of_fewer_tokens_is_compared_over_those() -> None:
     records = with_control(0.9, reach=100)
+    for of_document in records:  # where the control does not reach, the AHN is far better
+        of_document["kl"]["ahn"][100:] = [0.1 * x for x in of_document["kl"]["window"][100:]]
+    without = [{**r, "kl": {row: values for row, values in r["kl"].items() if row != "foreign"}} for r in records]
     summary, bins = summarise(records, WINDOW), bin_positions(records, WINDOW)
     cut = [{**r, "positions": r["positions"][:100]} for r in records]
     for of_document in cut:
         for name in ("kl", "nll"):
             of_document[name] = {row: values[:100] for row, values in of_document[name].items()}
     assert summary["control"] == summarise(cut, WINDOW)["control"] and summary["control"]["num_tokens"] == 400
-    assert summary["kl"] == summarise([make_record(str(i), 400, i) for i in range(4)], WINDOW)["kl"]
+    assert summary["kl"] == summarise(without, WINDOW)["kl"]
     has_control = [not math.isnan(b.kl["foreign"]) for b in bins]
     assert has_control == [b.end <= 100 for b in bins] and any(has_control)
     (section,) = make_sections(summary, records, WINDOW)
-    assert f"has 400 of the {summary['num_tokens']:,} tokens" in section.note
+    told = f"has 400 of the {summary['num_tokens']:,} tokens"
+    assert told in section.note and told in format_summary(summary)
+    names, shares = zip(*((row[0], row[3]) for row in section.tables[0].rows[-3:]), strict=True)
+    assert names == tuple(f"{label(row)}, on 400 tokens" for row in ("window", "ahn", "foreign"))
+    own = f"{summary['control']['recovered']['ahn']['share']:.1%}"
+    assert shares == ("", own, "10.0%") and own != section.tiles[0].value
+    assert f"on 400 tokens, on which the own memory has {own} less; 95 %" in section.tiles[1].caption
+    assert section.title.endswith(f"; where the control reaches by -{own}, with another document's memory by -10.0%")
+
+
+def test_a_document_that_the_control_does_not_reach_takes_nothing_from_the_others() -> None:
+    records = with_control(0.9)
+    unreached = make_record("far", 2000, 9)
+    unreached["kl"]["foreign"], unreached["nll"]["foreign"] = [], []
+    control = summarise(records, WINDOW)["control"]
+    assert summarise([unreached, *records], WINDOW)["control"] == control
+    assert make_sections(summarise([unreached, *records], WINDOW), [unreached, *records], WINDOW)
+    alone = summarise([unreached], WINDOW)
+    (section,) = make_sections(alone, [unreached], WINDOW)
+    assert alone["control"] is None and "no control" in section.title and "No control: --data has no" in section.note
+
+
+def test_worse_is_said_as_more() -> None:
+    records = with_control(1.25)
+    for of_document in records:
+        of_document["kl"]["ahn"] = [1.5 * x for x in of_document["kl"]["window"]]
+    text = format_summary(summarise(records, WINDOW))
+    assert "\n50.0% more KL to full attention with the AHN" in text and "\n25.0% more with another" in text
+    assert re.search(r"\n-0\.\d{4} nats per token that another document's memory adds", text)
 
 
 def test_variants_that_were_left_out_leave_no_trace() -> None:

@@ -189,26 +189,38 @@ def test_intervals_stay_between_no_score_and_all_of_it():
         return section.tables[0].rows[0][-1], section.tables[1].rows[0][-1]
 
     assert shown(0.0, 1.0, 0.5) == ("50.00 (0.00 to 100.00)", "50.00 (0.00 to 100.00)")
-    assert shown(0.0, 0.0, 0.0) == ("0.00", "0.00 (0.00 to 70.76)")  # Clopper-Pearson, 0 of 3
+    assert shown(0.0, 0.0, 0.0) == ("0.00 (0.00 to 70.76)",) * 2  # Clopper-Pearson, 0 of 3
 
 
 def test_averages_are_compared_with_the_windows_example_by_example():
     tasks = [task for task in LVEVAL.tasks if task.name in ENGLISH]
-    hard = [0.1 * (i % 10) for i in range(20)]  # how hard an example is moves both alike
-    better = {"window": hard, "ahn": [score + 0.05 + 0.01 * (i % 2) for i, score in enumerate(hard)]}
-    summary = summarise(LVEVAL, tasks, {ENGLISH[0]: better, ENGLISH[1]: {"window": [0.5] * 4, "ahn": [0.5] * 4}})
+    hard = [0.1 + 0.1 * (i % 8) for i in range(20)]  # how hard an example is moves all alike
+    better, worse = ([score + sign * (0.05 + 0.01 * (i % 2)) for i, score in enumerate(hard)] for sign in (1, -1))
+    uneven, equal = {"full": worse, "window": hard, "ahn": better}, dict.fromkeys(("full", "window", "ahn"), [0.5] * 4)
+    summary = summarise(LVEVAL, tasks, {ENGLISH[0]: uneven, ENGLISH[1]: equal})
     ahn, window = (summary["average"][variant] for variant in ("ahn", "window"))
-    assert ahn["over_window"] == pytest.approx(5.5 / 2) and ahn["score"] == pytest.approx((45 + 5.5 + 50) / 2)
+    base = 100 * sum(hard) / 20
+    assert ahn["over_window"] == pytest.approx(5.5 / 2) and ahn["score"] == pytest.approx((base + 5.5 + 50) / 2)
     low, high = ahn["over_window_ci95"]
     assert 2.5 < low < 2.75 < high < 3.0 and window["ci95"][1] - window["ci95"][0] > 5
     assert window["over_window"] is window["over_window_ci95"] is None
+    full = summary["average"]["full"]
+    assert full["over_window"] == pytest.approx(-5.5 / 2) and full["over_window_ci95"] == pytest.approx(
+        [-high, -low], abs=0.02
+    )
     assert summary["lengths"]["32k"]["ahn"]["over_window"] == 0.0
     assert summary["lengths"]["32k"]["ahn"]["over_window_ci95"] is None
     means, over, by_task, _ = make_section(LVEVAL, summary).tables
-    assert over.header == ("", "sinks + window + AHN")
-    assert over.rows[-1] == ["mean of 2 tasks", f"+2.75 ({low:+.2f} to {high:+.2f})"]
-    assert over.rows[1] == ["32k, mean of sets", "+0.00"] and means.rows[-1][1].startswith("47.50 (")
-    assert by_task.rows[0][5].startswith("45.00 (") and by_task.rows[1][5:] == ["50.00 (6.76 to 93.24)"] * 2
+    assert over.header == ("", "full", "sinks + window + AHN")
+    assert over.rows[-1][::2] == ["mean of 2 tasks", f"+2.75 ({low:+.2f} to {high:+.2f})"]
+    assert over.rows[1] == ["32k, mean of sets", "+0.00", "+0.00"]
+    assert by_task.rows[1][5:] == means.rows[1][1:] == ["50.00 (6.76 to 93.24)"] * 3
+    both = {ENGLISH[0]: uneven, ENGLISH[1]: uneven}
+    (low, high), (low_alone, high_alone) = (
+        found["average"]["window"]["ci95"]
+        for found in (summarise(LVEVAL, tasks, both), summarise(LVEVAL, tasks[:1], {ENGLISH[0]: uneven}))
+    )
+    assert high - low < 0.8 * (high_alone - low_alone)  # tasks are drawn apart
 
 
 def test_what_cannot_be_run_is_one_line(tmp_path, inputs):

@@ -291,6 +291,22 @@ def test_nothing_is_recovered_where_nothing_was_lost():
     assert summarise(records, ("window", "ahn"), ["single", "passkey"])["recovered"] == {}
 
 
+def test_nothing_is_recovered_where_full_attention_is_worse_than_the_window():
+    log_probs = {"full": -9.0, "window": -2.0, "ahn": -5.0}
+    records = [make_record(v, [(True, v == "window", log_probs[v] - i, 2, 0)]) for v in log_probs for i in range(3)]
+    found = summarise(records, tuple(log_probs), ["single"])["recovered"]["ahn"]
+    assert found == {"recall": None, "recall_ci95": None, "log_prob": None, "log_prob_ci95": None}
+
+
+def test_prompts_without_evicted_needles_say_nothing_of_evicted_ones():
+    records = make_records()
+    others = [make_record(v, [(False, True, -1.0, 2, 2)]) for v in ("full", "window", "ahn") for _ in range(5)]
+    variants, tasks = ("full", "window", "ahn"), ["single", "passkey"]
+    few, many = (summarise(of, variants, tasks) for of in (records, [*records, *others]))
+    assert many["recovered"] == few["recovered"]
+    assert all(many["variants"][v]["evicted"] == few["variants"][v]["evicted"] for v in variants)
+
+
 def test_the_section_has_the_numbers_the_map_and_what_was_published(make_suite):
     suite = make_suite(("full", "window", "ahn"), tasks=["single", "passkey"], lengths=[400, 2000], depths=[0.5, 1.0])
     records = dict(enumerate(make_records()))

@@ -56,6 +56,24 @@ def test_too_few_examples_of_any_task_or_equal_ones_have_none():
     assert cut == (0.0, pytest.approx(min(1.0, cut[1]))) and cut[1] > 1 / 3
 
 
+def test_shares_that_all_agree_have_the_interval_of_as_many_trials():
+    zeros, ones = np.zeros((10, 1)), np.full((12, 1), 100.0)
+    (of_one,) = mean_intervals(draw(zeros), [(0.0, 100.0)])
+    sums = np.stack([zeros[:, 0], np.ones(10)], 1)
+    assert of_one == paired_interval(sums, lambda totals: totals[:, 0] / totals[:, 1], limits=(0.0, 100.0))
+    assert mean_intervals(draw(zeros, zeros), [(0.0, 100.0)]) == [(0.0, pytest.approx(100 * (1 - 0.025 ** (1 / 20))))]
+    assert mean_intervals(draw(zeros, ones), [(0.0, 100.0)])[0][0] == pytest.approx(
+        100 * stats.binomtest(10, 20).proportion_ci().low
+    )
+
+
+def test_few_examples_of_uneven_spread_have_few_degrees_of_freedom():
+    """The wide task alone makes the interval: four examples have 3 degrees of freedom, not 6."""
+    wide, narrow = [[-10.0], [-1.0], [1.0], [10.0]], [[0.0], [1e-6], [0.0], [1e-6]]
+    (of_one,), (of_both,) = mean_intervals(draw(wide), [ANY]), mean_intervals(draw(wide, narrow), [ANY])
+    assert of_both == pytest.approx([bound / 2 for bound in of_one], rel=1e-3)
+
+
 def coverage(num_examples, num_tasks, trials):
     """Share of trials in which the interval holds the truth: scores like F1, of tasks that are not alike."""
     rng, hits = np.random.default_rng([num_examples, num_tasks]), 0

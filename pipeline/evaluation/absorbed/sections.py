@@ -21,8 +21,9 @@ def make_section(summary: dict[str, Any], config: AbsorbedConfig, windows: list[
         "Log-probability, and share of tokens that are the likeliest: of the right answer's tokens, given those "
         "before. Recall: all of them are, so that greedy decoding gives the answer. Recovered: (variant - window) / "
         "(full - window); without an interval it says nothing, as of other documents the window may lose nothing. "
-        "Another document's memory: the state of the next document's memory at the same distance, "
-        f"beside the window of the own. {INTERVALS.format(units='documents')}"
+        "Another document's memory: all is read with the memory that the next document has at the same place, and "
+        "nothing of the own is written; what that gains is adaptation to a window. "
+        f"{INTERVALS.format(units='documents')}"
     )
     picture = Picture(plot_distances(summary), "Log-probability of the answers by distance from the document")
     variants, shares = summary["variants"], summary["recovered"]
@@ -34,6 +35,9 @@ def make_section(summary: dict[str, Any], config: AbsorbedConfig, windows: list[
     if shares:
         tables.insert(1, _by_distance(shares, "log_prob", ".1%", "Log-probability recovered"))
         tables.append(_by_distance(shares, "recall", ".1%", "Recall recovered", is_folded=True))
+    if "control" in summary:
+        caption = "Log-probability that the own memory adds to another document's (nats per token)"
+        tables.insert(1 + bool(shares), _by_distance({"ahn": summary["control"]}, "difference", "+.3f", caption))
     return Section("Questions about an absorbed document", lead, _tiles(summary), tables, [picture], note=note)
 
 
@@ -47,12 +51,13 @@ def _by_distance(
 
 
 def _tiles(summary: dict[str, Any]) -> list[Tile]:
-    shares = [at for at in summary["recovered"].get("ahn", []) if at["log_prob_ci95"] is not None]
-    return [
-        Tile(
-            format_score(at, "log_prob", ".1%"),
-            f"of the log-probability that the window loses, recovered after {at['windows']} "
-            f"window{'s' * (at['windows'] > 1)}",
-        )
-        for at in (shares if len(shares) < 2 else (shares[0], shares[-1]))
-    ]
+    """Nearest and farthest distance of which shares say something, and what another document's memory does there."""
+    own, foreign = (summary["recovered"].get(row, []) for row in ("ahn", "foreign"))
+    told = [at for at in zip(own, foreign, strict=True) if at[0]["log_prob_ci95"] is not None]
+    tiles = []
+    for at, control in told if len(told) < 2 else (told[0], told[-1]):
+        share, foreign_share = (format_score(of_row, "log_prob", ".1%") for of_row in (at, control))
+        after = f"{at['windows']} window{'s' * (at['windows'] > 1)}"
+        what = "of the log-probability that the window loses, regained with the AHN"
+        tiles.append(Tile(share, f"{what} after {after}; with another document's memory {foreign_share}"))
+    return tiles

@@ -1,15 +1,18 @@
 """Suite `absorbed`: a document of facts read once, and the same questions after more and more text."""
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import Variant
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.documents import AbsorbedDocument, EncodedFacts, build_document, draw_facts
 from pipeline.evaluation.absorbed.sections import make_section
 from pipeline.evaluation.absorbed.summary import summarise
+from pipeline.evaluation.foreign_memory import own_row, read_beside
 from pipeline.evaluation.haystack import make_haystack
 from pipeline.evaluation.needles.answers import score_answer
 from pipeline.evaluation.needles.words import NAMES
@@ -26,7 +29,7 @@ class AbsorbedSuite:
     A record has `document`, `variant` and `distances`: for each number of windows `windows` and `questions`, which has
     for each fact `recalled` (greedy decoding gives the answer: all its tokens are the likeliest) and, of the answer's
     tokens, given those before, `log_prob` (their sum, nats), `tokens` and `top1` (how many are the likeliest). `ahn`
-    has `foreign` beside `questions`: the same with the memory of the next document in the place of its own.
+    has `foreign` beside `questions`: the same where all was read with the next document's memory instead of its own.
 
     Raises:
         UserError: more facts than there are names, or a haystack that is too short for the distances.
@@ -71,6 +74,7 @@ class AbsorbedSuite:
             "seed": self._seed,
             "facts": self._settings.facts,
             "windows": self._windows,
+            "control": "another document's memory, from the first token on",
         }
 
     def units(self) -> list[Unit]:
@@ -82,31 +86,33 @@ class AbsorbedSuite:
         number, reader = int(unit.key.split("/")[0]), readers[variant]
         document = self.document(number)
         other = self.document(number + 1) if variant == "ahn" else None
-        cache, other_cache, distances = reader.new_cache(), reader.new_cache(), []
+        cache, both, distances = reader.new_cache(), reader.new_cache(), []
         for windows in self._windows:
-            context = self._read_on(reader, document, windows, cache)
+            end = len(document.tokens) + windows * self._window.window_size
+            context = [*document.tokens, *document.filler][:end]
+            reader.read(context[cache.get_seq_length() :], cache)
             found: Record = {"windows": windows, "questions": ask_all(reader, document, context, cache)}
             if other is not None:
-                self._read_on(reader, other, windows, other_cache)
-                swapped = cache.snapshot()
-                for layer, other_layer in zip(swapped.layers, other_cache.layers, strict=True):
-                    layer.state = other_layer.state
-                found["foreign"] = ask_all(reader, document, context, swapped)
+                read_on_beside(reader, context, other, both)
+                found["foreign"] = ask_all(reader, document, context, own_row(both))
             distances.append(found)
         return {"document": number, "variant": variant, "distances": distances}
-
-    def _read_on(self, reader: Reader, document: AbsorbedDocument, windows: int, cache: HippocampusCache) -> list[int]:
-        """Reads as far as so many windows after the document, and returns all tokens up to there."""
-        end = len(document.tokens) + windows * self._window.window_size
-        tokens = [*document.tokens, *document.filler][:end]
-        reader.read(tokens[cache.get_seq_length() :], cache)
-        return tokens
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
         return summarise(list(records.values()), self._variants, self._windows)
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
         return [make_section(summary, self._settings, self._windows, self._window)]
+
+
+def read_on_beside(reader: Reader, context: list[int], other: AbsorbedDocument, both: HippocampusCache) -> None:
+    """Reads the rest of the context with the memory that `other` and the text after it have at the same place.
+
+    A document that is a few tokens shorter has its text repeated at the end of the longest distance.
+    """
+    start = both.get_seq_length()
+    beside = [*other.tokens, *other.filler, *other.filler][start : len(context)]
+    deque(read_beside(reader, torch.tensor(context[start:]), torch.tensor(beside), both), maxlen=0)
 
 
 def ask_all(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config import Variant
-from pipeline.evaluation.needles.ratios import WITHOUT_LOSS, recovered, score, sum_answers
+from pipeline.evaluation.needles.ratios import WITHOUT_LOSS, log_prob_difference, recovered, score, sum_answers
 from pipeline.evaluation.suite import Record
 
 Row = Variant | Literal["foreign"]
@@ -14,7 +14,11 @@ Row = Variant | Literal["foreign"]
 
 
 def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: Sequence[int]) -> dict[str, Any]:
-    """By variant, with `foreign` after `ahn`, the numbers of `score` for each distance; `recovered` likewise."""
+    """By variant, with `foreign` after `ahn`, the numbers of `score` for each distance; `recovered` likewise.
+
+    `control`, with `ahn`: for each distance the answers' log-probability with the own memory less that with another
+    document's, in nats per token, `difference` with its 95 % interval.
+    """
     rows: list[Row] = [row for v in variants for row in ((v, "foreign") if v == "ahn" else (v,))]
     sums = {row: sum_documents(records, row) for row in rows}
     found: dict[str, Any] = {"variants": {}, "recovered": {}}
@@ -23,6 +27,9 @@ def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: S
         if row not in WITHOUT_LOSS and {"full", "window"} <= sums.keys():
             compared = zip(windows, sums["full"], sums["window"], sums[row], strict=True)
             found["recovered"][row] = [{"windows": w, **recovered(*at)} for w, *at in compared]
+    if "ahn" in sums:
+        compared = zip(windows, sums["ahn"], sums["foreign"], strict=True)
+        found["control"] = [{"windows": w, **log_prob_difference(*at)} for w, *at in compared]
     return found
 
 

@@ -35,11 +35,11 @@ def sum_documents(records: Sequence[Record], *, with_control: bool = False) -> l
 
     Args:
         records: of suite `heldout`.
-        with_control: with `foreign`, over the tokens that it was measured on; documents without it are left out.
+        with_control: with `foreign`, over the tokens that it was measured on; documents without any are left out.
     """
     pieces: dict[str, list[Record]] = {}
     for record in records:
-        if not with_control or "foreign" in record["kl"]:
+        if not with_control or record["kl"].get("foreign"):
             pieces.setdefault(record["document"], []).append(record)
     return [_sum_pieces(name, group, with_control) for name, group in pieces.items()]
 

@@ -24,7 +24,8 @@ def summarise_scores(
         `tasks`: by name, the metric, numbers of `examples` and of those `truncated`, mean `prompt_tokens`, and by
         variant `score` with `ci95` (bootstrap over examples; None for fewer than three). `average`: by variant `score`,
         `over_window`, what it is above the window's (None of the window, and without it), and `ci95` of both, paired
-        (None where a task has fewer than three examples). Of LV-Eval also `lengths` and `sets`, each by name the same.
+        (None where a task has fewer than three examples, or all have the window's score). Of LV-Eval also `lengths`
+        and `sets`, each by name the same.
     """
     by_task: dict[str, dict[Variant, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     for key, record in records.items():
@@ -83,7 +84,7 @@ def _values(variants: Sequence[Variant], records: Mapping[Variant, Mapping[str, 
 def _average(tasks: Sequence[TaskDraws], variants: Sequence[Variant]) -> Average:
     """Of draws of `_values`."""
     count, means = len(variants), np.mean([task.mean for task in tasks], 0).tolist()
-    limits = [(0.0, 100.0)] * count + [(-100.0, 100.0)] * (len(means) - count)
+    limits = [(0.0, 100.0)] * count + [(-np.inf, np.inf)] * (len(means) - count)
     intervals = [None if interval is None else list(interval) for interval in mean_intervals(tasks, limits)]
     found: Average = {}
     for index, variant in enumerate(variants):

@@ -8,6 +8,16 @@ from pipeline.evaluation.published import averages_table
 from pipeline.evaluation.suite import Section, Table
 from pipeline.evaluation.variant_style import LABELS
 
+INTERVALS = (
+    "Intervals: 95 %, bootstrap of the examples of each task, stretched for few of them; none where a task has fewer "
+    "than three, nor of a difference that all examples have alike."
+)
+OFFICIAL_CODE = {
+    "lveval": "Scores are those of the benchmark's official code.",
+    "infinitebench": "Scores are those of the benchmark's official code. The published rows are of other models and of "
+    "the paper's choice of tasks; its code scores InfiniteBench's questions with ROUGE.",
+}
+
 
 def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
     """Averages, what they are above the window's, tasks, and the published averages beside."""
@@ -41,12 +51,7 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
             Table(header, by_task, "By task, with 95 % bootstrap intervals over examples", is_folded=True),
             averages_table(benchmark.name),
         ),
-        note=(
-            "Scores are those of the benchmark's official code. The published rows are of other models and of the "
-            "paper's choice of tasks; its code scores InfiniteBench's questions with ROUGE."
-            if benchmark.name == "infinitebench"
-            else "Scores are those of the benchmark's official code."
-        ),
+        note=f"{INTERVALS} {OFFICIAL_CODE[benchmark.name]}",
     )
 
 

@@ -62,6 +62,17 @@ def recovered(full: np.ndarray, window: np.ndarray, variant: np.ndarray) -> dict
     return found
 
 
+def log_prob_difference(better: np.ndarray, worse: np.ndarray) -> dict[str, Any]:
+    """`difference` of two variants' log-probabilities in nats per token, and `difference_ci95`.
+
+    Args:
+        better, worse: COLUMNS of the same P prompts or documents, float64 [P, 5], all with answers.
+    """
+    tokens, log_prob = (COLUMNS.index(name) for name in ("tokens", "log_prob"))
+    sums = np.stack([better[:, log_prob] - worse[:, log_prob], better[:, tokens]], 1)
+    return {"difference": float(_divide(sums.sum(0)[None])[0]), "difference_ci95": _interval(sums, _divide)}
+
+
 def _columns(sums: np.ndarray, name: str) -> np.ndarray:
     return sums[:, [COLUMNS.index(column) for column in RATIOS[name]]]
 

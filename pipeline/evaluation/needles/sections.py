@@ -99,5 +99,6 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
         tiles.append(Tile(format_score(found, "recall", ".1%"), "of evicted needles recalled with the memory"))
     if "ahn" in summary["recovered"] and summary["recovered"]["ahn"]["log_prob_ci95"] is not None:
         share = format_score(summary["recovered"]["ahn"], "log_prob", ".1%")
-        tiles.append(Tile(share, "of the log-probability that evicted needles lose, recovered by the memory"))
+        what = "of the log-probability that evicted needles lose, regained with the AHN"
+        tiles.append(Tile(share, f"{what} (no control here: `absorbed` has one)"))
     return tiles

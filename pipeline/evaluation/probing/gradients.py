@@ -1,4 +1,4 @@
-"""Which evicted tokens the memories keep, by the gradient of the distillation loss (arXiv 2510.07318).
+"""Which evicted tokens a text's end depends on, by the gradient of the distillation loss (arXiv 2510.07318).
 
 Of a text of N tokens, with S sinks, a window of R and t0 = max(S + R, N - 1 - R), the last R queries that predict give
 
@@ -6,9 +6,11 @@ Of a text of N tokens, with S sinks, a window of R and t0 = max(S + R, N - 1 - R
 
 with e_j what the AHN model reads of token j, its input embedding; the distributions of full attention are constants.
 Tokens S <= j <= t0 - R are those that none of these queries attends to. A small g_j says that changing what the model
-reads of token j would bring it no nearer to full attention: what the token tells is in the memory already, or is not
-asked for. A large one says that it is missing. But the queries reach such tokens without any memory too, through the
-windows of the layers below, and those gradients, h_j, differ from token to token much alike: see ratios.py.
+reads of token j would bring it no nearer to full attention. The paper takes such a token for one that the memory keeps;
+it may as well be one that is not asked for, or that never got into the memory, for then no gradient comes back through
+it either. A large one says that the memory tells too little of the token, or tells it wrongly. And the queries reach
+such tokens without any memory too, through the windows of the layers below, and those gradients, h_j, differ from token
+to token much alike: see ratios.py.
 """
 
 from dataclasses import dataclass

@@ -37,8 +37,10 @@ def _tokens(summary: dict[str, Any], probed: Sequence[Record], tokenizer: PreTra
         "norm of its gradient with respect to the token's input embedding. Much of that need not come from the "
         "memory: the queries reach such tokens through the windows of the layers below, too, and rare tokens have "
         "large gradients under any attention. So what is shown is the ratio of the AHN's gradient to that with all "
-        "memories off, compared with the same ratio of the neighbours. Green is small: what the token tells is in "
-        "the memory, or is not asked for. Red is large: it is missing."
+        "memories off, compared with the same ratio of the neighbours. Red is large: the loss depends on the token "
+        "through the memories, which tell too little of it or tell it wrongly. Green is small: with the memories the "
+        "loss hardly depends on the token more than without, for what it tells is told already, is not asked for, or "
+        "never entered the memory."
     )
     note = (
         "The loss is KL(full attention || AHN) summed over the last window's queries; colours go by the logarithm, "
@@ -58,7 +60,7 @@ def _tokens(summary: dict[str, Any], probed: Sequence[Record], tokenizer: PreTra
     header = ["tokens", "count", "texts", "AHN / memories off, relative to neighbours", "95 % interval",
               "mean gradient norm", "relative to neighbours", "95 % interval"]  # fmt: skip
     table = Table(header, rows)
-    return Section("Which evicted tokens the memory keeps", lead, tables=[table], texts=texts, note=note)
+    return Section("Which evicted tokens the loss depends on", lead, tables=[table], texts=texts, note=note)
 
 
 def _legend() -> list[ColouredWord]:
