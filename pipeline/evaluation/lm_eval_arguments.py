@@ -4,19 +4,20 @@ import argparse
 import hashlib
 import inspect
 import json
-import tempfile
-from collections.abc import Callable, Mapping
-from math import ceil
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoTokenizer
 
 from pipeline.config.inference import check_window_flags
+from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
 from pipeline.evaluation.facts import weights_fingerprint
+from pipeline.evaluation.lm_eval_generation import check_generation
 from pipeline.evaluation.lm_eval_model import Dtype, HippocampusLM
+from pipeline.evaluation.lm_eval_settings import check_file, check_numbers, read_samples
+from pipeline.evaluation.lm_eval_writing import check_answers, check_folder
 from pipeline.model.files import ModelFiles, resolve_model
 
 _ARGUMENTS = [name for name in inspect.signature(HippocampusLM).parameters if name not in ("device", "batch_size")]
@@ -29,6 +30,8 @@ def read_config(asked: argparse.Namespace) -> EvaluatorConfig:
     Raises:
         UserError: they contradict each other, name nothing to do, or --output_path cannot be written.
     """
+    in_file = check_file(asked.config) if asked.config else {}
+    asked.samples = read_samples(in_file.get("samples") if asked.samples is None else asked.samples)
     try:
         config = EvaluatorConfig.from_cli(asked)
     except (ValueError, TypeError, OSError) as error:
@@ -38,15 +41,15 @@ def read_config(asked: argparse.Namespace) -> EvaluatorConfig:
     config.tasks = [name for part in config.tasks for name in part.split(",")]
     if not config.tasks:
         raise UserError("--tasks: name some; `python -m pipeline.evaluation.lm_eval_run ls tasks` lists them")
-    if config.limit is not None and config.limit <= 0:
-        raise UserError(f"--limit {config.limit:g}: must be > 0, a number of examples or a share of them below 1")
+    check_numbers(config)
     if config.output_path:
-        _check_writable(Path(config.output_path))
+        path = Path(config.output_path)
+        check_folder(f"--output_path {path}", path.parent if path.suffix == ".json" else path)
     return config
 
 
 def check_model(config: EvaluatorConfig) -> ModelFiles:
-    """Checks --model_args of model `ahn`.
+    """Checks --model_args and --gen_kwargs of model `ahn`.
 
     Raises:
         UserError: one is unknown or out of range, or the model or its tokenizer is not there.
@@ -77,36 +80,19 @@ def check_model(config: EvaluatorConfig) -> ModelFiles:
         raise UserError(f"--model_args tokenizer={name}: cannot be loaded ({' '.join(str(error).split())})") from error
     if config.apply_chat_template and tokenizer.chat_template is None:
         raise UserError(f"--apply_chat_template: the tokenizer {name} has no chat template; leave it out")
+    check_generation(config.gen_kwargs or {}, tokenizer)
     return files
 
 
 def answers_file(config: EvaluatorConfig, files: ModelFiles) -> str | None:
-    """--use_cache's file for this very model: lm-eval looks answers up by their prompts alone."""
+    """--use_cache's file for this very model: lm-eval looks answers up by their prompts alone.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     if not config.use_cache:
         return None
     facts = json.dumps([weights_fingerprint(files), config.model_args], sort_keys=True, default=str)
-    return f"{config.use_cache}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
-
-
-def example_counter(config: EvaluatorConfig) -> Callable[[str, int], int]:
-    """Maps a task's name and its number of examples to how many of them --limit or --samples leaves."""
-    samples: Mapping[str, Any] = config.samples or {}
-
-    def count(task: str, num: int) -> int:
-        if task in samples:
-            return len(samples[task])
-        if config.limit is None:
-            return num
-        return min(num, int(config.limit) if config.limit >= 1 else ceil(num * config.limit))
-
-    return count
-
-
-def _check_writable(path: Path) -> None:
-    folder = path.parent if path.suffix == ".json" else path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output_path {path}: cannot be written ({error.strerror}); name another folder") from error
+    path = f"{config.use_cache}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    check_answers(path, find_rank().rank)
+    return path

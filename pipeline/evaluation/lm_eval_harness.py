@@ -7,69 +7,14 @@ from typing import Any, Literal
 from lm_eval import simple_evaluate
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench import lm_eval_variant
+from pipeline.evaluation.lm_eval_loading import LmEvalTask, Tasks
 from pipeline.evaluation.lm_eval_model import HippocampusLM
 
-LmEvalTask = str | dict[str, Any] | Task | Group
 NOT_OFFICIAL = {lm_eval_variant.GROUP: lm_eval_variant.LABEL}  # first word of a task: its results' label
-
-
-class Tasks(TaskManager):
-    """Takes tasks with changes, and says in one line what keeps a task from being loaded."""
-
-    def load(self, task_list: Any) -> Any:
-        """As lm-eval's; {"task": NAME, ...} with the name of a task is that task with these changes.
-
-        Raises:
-            UserError: no such task, a package it needs is missing, or its data is not on this machine.
-        """
-        specs = task_list if isinstance(task_list, list) else [task_list]
-        unknown = [s for s in specs if isinstance(s, str) and s not in self.all_tasks and not Path(s).is_file()]
-        if unknown:
-            raise no_such_task(unknown[0])
-        built: list[Task | Group] = []
-        for spec in specs:
-            try:
-                built += self._build(spec)
-            except ImportError as error:
-                raise UserError(f"--tasks {_name(spec)}: a package is missing: {_one_line(error)}") from error
-            except OSError as error:  # the hub's and the network's errors are OSErrors
-                raise UserError(
-                    f"--tasks {_name(spec)}: its data cannot be loaded ({_one_line(error)}); run it once where the "
-                    f"Hugging Face hub can be reached, with the same HF_HOME, or name local files (dataset_path)"
-                ) from error
-        try:
-            return super().load(built)
-        except ValueError as error:  # a task by its name and in a group
-            raise UserError(f"--tasks {','.join(map(_name, specs))}: {_one_line(error)}") from error
-
-    def _build(self, spec: LmEvalTask) -> Sequence[Task | Group]:
-        if isinstance(spec, dict) and spec.get("task") in self.all_tasks:
-            spec = {"group": "changed", "task": [spec]}  # lm-eval changes members of groups only
-            return list(super().load(spec)["tasks"].values())
-        if isinstance(spec, Task | Group):
-            return [spec]
-        loaded = super().load(spec)
-        named = loaded["groups"].get(spec.get("group") if isinstance(spec, dict) else spec)
-        return [named] if named is not None else list(loaded["tasks"].values())
-
-
-def no_such_task(name: str) -> UserError:
-    """To be raised."""
-    command = "python -m pipeline.evaluation.lm_eval_run ls tasks"
-    return UserError(f"--tasks {name}: lm-eval has no such task; `{command}` lists them")
-
-
-def _name(spec: LmEvalTask) -> str:
-    return str(spec.get("group", spec.get("task"))) if isinstance(spec, dict) else str(spec)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def run_lm_eval(
@@ -121,6 +66,7 @@ def run_lm_eval(
     )
     if results is None:
         return None
+    results["config"]["device"] = str(lm.device)
     scores = results["results"]
     num_requests, num_truncated = lm.count_all()
     results["truncation"] = {

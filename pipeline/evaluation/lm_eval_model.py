@@ -127,11 +127,16 @@ class HippocampusLM(SharedLM):
             room = self.max_length + 1 - len(tokens)  # the last token is predicted, not read
             if room < 1:
                 raise UserError(
-                    f"{request.task_name}: an answer of {len(tokens)} tokens does not fit a context of "
-                    f"{self.max_length}; give a larger max_length"
+                    f"--tasks {request.task_name}: an answer of {len(tokens)} tokens does not fit a context of "
+                    f"{self.max_length}; give a larger --model_args max_length=N"
                 )
             fitted.append(((context, continuation), self.fit(context_tokens, room, request), tokens))
         return self._loglikelihood_tokens(fitted, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """As lm-eval's: a longer text is scored in windows, nothing of it is left out."""
+        self.num_requests.update(request.task_name for request in requests)
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -176,8 +181,9 @@ class HippocampusLM(SharedLM):
             room = self.max_length - kwargs["max_gen_toks"]
             if room < 1:
                 raise UserError(
-                    f"{request.task_name} asks for {kwargs['max_gen_toks']} new tokens in a context of "
-                    f"{self.max_length}; give a smaller max_gen_toks (--gen_kwargs) or a larger max_length"
+                    f"--tasks {request.task_name}: {kwargs['max_gen_toks']} new tokens leave no room in a context of "
+                    f"{self.max_length}; give a smaller --gen_kwargs max_gen_toks=N or a larger --model_args "
+                    f"max_length=N"
                 )
             tokens = self.fit(self.tok_encode(context) or [self.prefix_token_id], room, request)
             prompts.append(np.array(tokens, np.int32))
@@ -186,15 +192,25 @@ class HippocampusLM(SharedLM):
         ends = [len(tokens) - 1 for tokens in prompts]
         with tqdm(total=len(requests), desc="generate", disable=disable_tqdm or self.rank != 0, delay=5) as progress:
             for i, cache in read_prefixes(self.model, prompts, ends, self.prefill_chunk):
-                answers[i] = self._generate(prompts[i], cache, settings[i])
+                answers[i] = self.generate_prompt(prompts[i], cache, settings[i])
                 self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                 progress.update()
         return answers
 
-    def _generate(self, prompt: np.ndarray, cache: Cache, kwargs: dict[str, Any]) -> str:
+    def generate_prompt(self, prompt: np.ndarray, cache: Cache, kwargs: dict[str, Any]) -> str:
+        """Goes on from a prompt int32 [T], whose first tokens `cache` has seen and no other needs.
+
+        Args:
+            prompt: tokens.
+            cache: of one row.
+            kwargs: normalised, as lm-eval does it.
+        """
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until, max_new_tokens = handle_stop_sequences(kwargs.pop("until"), eos=eos), kwargs.pop("max_gen_toks")
         ids = to_ids(prompt, self.model)
+        num_beams = kwargs.get("num_beams") or 1
+        if num_beams > 1:
+            cache.batch_repeat_interleave(num_beams)  # transformers repeats the tokens alone
         output = self._model_generate(
             context=ids,
             max_length=len(prompt) + max_new_tokens,

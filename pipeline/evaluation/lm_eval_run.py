@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pipeline.distributed.interface import choose_gloo_interface
@@ -45,17 +46,23 @@ def main() -> None:
 
     import pipeline.evaluation.lm_eval_model  # noqa: F401 (registers `ahn`)
     from pipeline.evaluation.lm_eval_tasks import LocalTasks
+    from pipeline.evaluation.lm_eval_writing import FailedWrites, kept_answers
 
     setup_logging()
     harness = HarnessCLI()
     asked = harness.parse_args()
     options = prepare_run(asked, own.data_root) if asked.command == "run" else {}
     lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **options)
-    harness.execute(asked)
-    if options.get("num_processes", 1) > 1:
+    failed_writes = FailedWrites()
+    with kept_answers():
+        harness.execute(asked)
+    if dist.is_initialized() and dist.get_world_size() > 1:
         from pipeline.distributed.groups import leave_distributed
+        from pipeline.evaluation.lm_eval_shares import collective
 
-        leave_distributed()
+        with collective():
+            leave_distributed()
+    failed_writes.check(vars(asked).get("output_path"))
 
 
 def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, 
     Raises:
         UserError: it cannot work.
     """
-    from pipeline.evaluation.lm_eval_arguments import answers_file, check_model, example_counter, read_config
+    from pipeline.evaluation.lm_eval_arguments import answers_file, check_model, read_config
+    from pipeline.evaluation.lm_eval_examples import check_examples
 
     config = read_config(asked)
     if data_root is not None:
@@ -72,12 +80,14 @@ def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, 
         read_ruler_questions_from(data_root)
     if config.model == "ahn":
         asked.use_cache = answers_file(config, check_model(config))
+        if (config.device or "cuda").startswith("cuda") and not torch.cuda.is_available():
+            asked.device = "cpu"  # that is what the model takes, and what the results are to say
+    asked.output_path = config.output_path
     if not config.trust_remote_code:
         trust_no_tokenizer_code()
     return {
         "apply_chat_template": bool(config.apply_chat_template),
-        "count_examples": example_counter(config),
-        "num_processes": join_processes(),
+        "check_loaded": partial(check_examples, config, join_processes()),
     }
 
 

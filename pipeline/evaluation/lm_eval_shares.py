@@ -1,12 +1,29 @@
 """A model of lm-eval's in several processes: each takes its share of every task's examples, and all is counted."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+
+from pipeline.errors import UserError
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """What all processes do together.
+
+    Raises:
+        UserError: one of them has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo: connection closed by peer
+        raise UserError("another process failed; its line says why") from error
 
 
 class SharedLM(HFLM):
@@ -36,8 +53,14 @@ class SharedLM(HFLM):
         """Waits for all ranks, and has each know the others' counts."""
         if self.world_size > 1:
             counts: list[Any] = [None] * self.world_size
-            dist.all_gather_object(counts, (self.num_requests, self.num_truncated))
+            with collective():
+                dist.all_gather_object(counts, (self.num_requests, self.num_truncated))
             self._counts_of_ranks = counts
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """As lm-eval's."""
+        with collective():
+            return super().gather_object(obj, dst)
 
     def count_all(self) -> tuple[Counter[str], Counter[str]]:
         """`num_requests` and `num_truncated` of all processes together, up to the last barrier."""

@@ -1,6 +1,6 @@
 """lm-eval's tasks as our command line has them: on --data_root's files, with LV-Eval beside them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench import lm_eval_variant
-from pipeline.evaluation.lm_eval_harness import LmEvalTask, Tasks, no_such_task
+from pipeline.evaluation.lm_eval_loading import LmEvalTask, Tasks, no_such_task
 from pipeline.evaluation.long_context.data_files import locate_tasks
 from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
@@ -32,8 +32,7 @@ class LocalTasks(Tasks):
         data_root: Path | None,
         *,
         apply_chat_template: bool = False,
-        count_examples: Callable[[str, int], int] = lambda _, num: num,
-        num_processes: int = 1,
+        check_loaded: Callable[[Mapping[str, Task]], None] | None = None,
         metadata: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -41,13 +40,12 @@ class LocalTasks(Tasks):
         Args:
             data_root: of the benchmarks' files. None: lm-eval's tasks load from the hub, the others are refused.
             apply_chat_template: whether prompts will be wrapped in the tokenizer's template, which takes room.
-            count_examples: maps a task and its number of examples to how many of them are asked for.
-            num_processes: that share the examples of each task.
+            check_loaded: is given all tasks by name, and raises what speaks against them.
             metadata: --model_args and --metadata.
             options: lm-eval's.
         """
         self._data_root, self._apply_chat_template = data_root, apply_chat_template
-        self._count_examples, self._num_processes = count_examples, num_processes
+        self._check_loaded = check_loaded
         self._arguments = dict(metadata or {})
         model = str(self._arguments.get("pretrained", "/no/model"))
         if "tokenizer" not in self._arguments and (Path(model).is_dir() or is_published_id(model)):
@@ -88,15 +86,13 @@ class LocalTasks(Tasks):
         """As `Tasks.load`.
 
         Raises:
-            UserError: as there; or there are more processes than examples of a task.
+            UserError: as there, or `check_loaded` says it.
         """
         specs = task_list if isinstance(task_list, list) else [task_list]
         groups = [f"{name}_" for name in (LVEVAL.name, lm_eval_variant.GROUP) if name in specs]
         loaded = super().load([s for s in specs if not (isinstance(s, str) and s.startswith(tuple(groups)))])
-        for name, task in loaded["tasks"].items() if self._num_processes > 1 else ():
-            num = self._count_examples(name, len(task.eval_docs))
-            if num < self._num_processes:
-                raise UserError(f"--tasks {name}: {num} examples for {self._num_processes} processes; start fewer")
+        if self._check_loaded is not None:
+            self._check_loaded(loaded["tasks"])
         return loaded
 
     def _build(self, spec: LmEvalTask) -> list[Task | Group]:

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from lm_eval._cli import HarnessCLI
 
 from pipeline.errors import UserError
-from pipeline.evaluation.lm_eval_arguments import answers_file, check_model, example_counter, read_config
+from pipeline.evaluation.lm_eval_arguments import answers_file, check_model, read_config
+from pipeline.evaluation.lm_eval_examples import example_counter
 from tests.distributed.processes import REPOSITORY, environment
 
 
@@ -62,6 +64,9 @@ def test_arguments_of_the_model_that_cannot_work_are_one_line(folder, tmp_path):
     ):
         with pytest.raises(UserError, match=f"--model_args {message}"):
             check_model(model_args(f"{adapter},{text}"))
+    for flags in (("--gen_kwargs", "foo=1"), ("--gen_kwargs", "max_gen_toks=0")):
+        with pytest.raises(UserError, match=f"--gen_kwargs {flags[1]}: must be"):
+            check_model(read("--tasks", "t", "--model_args", adapter, *flags))
     with pytest.raises(UserError, match="give pretrained=FOLDER"):
         check_model(model_args("dtype=auto"))
     with pytest.raises(UserError, match="a plain base, which has no window"):
@@ -76,14 +81,19 @@ def test_kept_answers_are_one_models(folder, tmp_path):
     files, found = set(), []
     for text in ("", ",window_size=24", ",num_sink_tokens=2"):
         config = read(
-            "--tasks", "t", "--use_cache", "answers", "--model_args", f"pretrained={tmp_path / 'adapter'}{text}"
+            "--tasks",
+            "t",
+            "--use_cache",
+            tmp_path / "answers",
+            "--model_args",
+            f"pretrained={tmp_path / 'adapter'}{text}",
         )
         found.append(answers_file(config, check_model(config)))
     files.update(found)
     weights = tmp_path / "adapter/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     files.add(answers_file(config, check_model(config)))
-    assert len(files) == 4 and all(name.startswith("answers-") for name in files)
+    assert len(files) == 4 and all(Path(name).name.startswith("answers-") for name in files)
     assert answers_file(read("--tasks", "t"), check_model(config)) is None
 
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
-from pipeline.evaluation.lm_eval_harness import Tasks, run_lm_eval
+from pipeline.evaluation.lm_eval_harness import run_lm_eval
+from pipeline.evaluation.lm_eval_loading import Tasks
 from pipeline.evaluation.lm_eval_model import HippocampusLM
 from pipeline.model.loading import load_model, set_window
 from tests.tiny_models import TINY_WINDOW
@@ -194,6 +195,7 @@ def test_a_rolling_request_is_the_sum_over_its_windows(folders, tokenizer):
     assert ask(lm, request) == pytest.approx(ask(own, request), rel=1e-9)
     whole = HippocampusLM(adapted(folders, torch.float64, WHOLE), tokenizer, prefill_chunk=16)
     assert ask(whole, request) != pytest.approx(ask(lm, request), rel=1e-3)
+    assert lm.num_requests == {"toy": 2} and not lm.num_truncated
 
 
 def test_stop_strings_and_sampling_are_lm_evals(folders, tokenizer):
@@ -267,9 +269,9 @@ def test_mistakes_get_one_line(folders, tokenizer, toy_tasks, tmp_path, index):
     toy_tasks[0]["dataset_kwargs"]["data_files"]["test"] = str(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match=r"--tasks longbench_hotpotqa: its data cannot be loaded \(.*nowhere.jsonl"):
         index.load(toy_tasks[:1])
-    with pytest.raises(UserError, match="toy asks for 64 new tokens in a context of 50; give a smaller max_gen_toks"):
+    with pytest.raises(UserError, match="--tasks toy: 64 new tokens leave no room in a context of 50; give a smaller"):
         ask(HippocampusLM(model, tokenizer, max_length=50), generation("a", max_gen_toks=64))
-    with pytest.raises(UserError, match=r"toy: an answer of .* tokens does not fit a context of 5; give a larger"):
+    with pytest.raises(UserError, match=r"--tasks toy: an answer of .* fit a context of 5; give a larger --model_args"):
         ask(HippocampusLM(model, tokenizer, max_length=5), choice("a", BOOK))
     with pytest.raises(UserError, match="--batch_size 8: requests run one at a time"):
         HippocampusLM(model, tokenizer, batch_size=8)
