@@ -37,7 +37,7 @@ def main() -> None:
     with tqdm(total=len(config.seeds) * (1 + len(config.cells)), desc="study", unit="run") as bar:
         for seed in config.seeds:
             compute = partial(score_base, base, config, points, seed)
-            of_base.append(keep_scores(scores / f"base-seed{seed}.json", BaseScores, compute))
+            of_base.append(keep_scores(scores / f"base-seed{seed}.json", BaseScores, len(points), compute))
             bar.update()
             for cell in config.cells:
                 run = config.output / f"runs/{cell}-seed{seed}"
@@ -45,7 +45,7 @@ def main() -> None:
                 if not path.exists():
                     distil(config, base, run, cell, seed)
                 compute = partial(score_adapter, run / "adapter", config, points, seed)
-                of_cells[cell].append(keep_scores(path, MemoryScores, compute))
+                of_cells[cell].append(keep_scores(path, MemoryScores, len(points), compute))
                 bar.update()
     rows = summarise(points, of_base, of_cells)
     result = {"settings": to_plain(config), "base": base.name, "points": rows}

@@ -99,7 +99,10 @@ def write_prompt(output: Path) -> str:
 def main() -> None:
     config = parse_cli(DemoConfig)
     output = (config.output or REPOSITORY / "runs/demo").resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}; name a folder that can be written") from error
     phases = build_phases(output, config)
     print(f"demo in {output}: {', '.join(phases)}; finished phases are not done again")
     seconds, continuation = {}, ""

@@ -1,6 +1,6 @@
 """The folder of an evaluation: what determines its numbers, and one line for everything that was measured.
 
-    settings.json             weights, window, dtype; data and settings of each suite
+    settings.json             weights, window, dtype; data and settings of each suite; on disk before any record
     records/rank-R.jsonl      one line a unit, on disk before the next begins; one file for each process
     examples.jsonl            all of them in order, written at the end, with report.json and report.html
 
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.evaluation.claims import make_folder
+from pipeline.evaluation.settings import settle
 from pipeline.evaluation.suite import Record
-from pipeline.evaluation.writing import write_atomically, writes_to
+from pipeline.evaluation.writing import writes_to
 
 
 class EvaluationFolder:
@@ -29,55 +31,22 @@ class EvaluationFolder:
         common: what determines all numbers; `suites`: what determines those of each, by suite.
 
     Raises:
-        UserError: it cannot be written, is damaged, or holds the records of an evaluation with other settings.
+        UserError: it cannot be written or read, is damaged, or holds the records of an evaluation with other settings.
     """
 
     def __init__(self, path: Path, rank: int, common: dict[str, Any], suites: dict[str, dict[str, Any]]) -> None:
         self.path = path
         self._is_first = rank == 0
-        self._folder = path / "records"
+        self._folder = make_folder(path)
         self._own = self._folder / f"rank-{rank}.jsonl"
         self._read_up_to: dict[Path, int] = {}
         self.records: dict[tuple[str, str], Record] = {}
         self.seconds: Counter[str] = Counter()
         self.peak_rss_gib = 0.0
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
-        known = path / "settings.json"
-        found = {"suites": {}, **(self._read_settings(known) if known.is_file() else {})}
-        wanted = json.loads(json.dumps({**common, "suites": suites}))
-        if known.is_file():
-            self._check("", {name: value for name, value in found.items() if name != "suites"}, wanted)
-            for name in found["suites"].keys() & wanted["suites"].keys():
-                self._check(f"{name}: ", found["suites"][name], wanted["suites"][name])
-        merged = {**wanted, "suites": found["suites"] | wanted["suites"]}
-        with writes_to(path):
-            if rank == 0 and merged != found:
-                write_atomically(known, json.dumps(merged, indent=1) + "\n")
-            self._mend()
         self.refresh()
-
-    def _check(self, suite: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        for name in wanted.keys() - {"suites"}:
-            if found.get(name) != wanted[name]:
-                raise UserError(
-                    f"--output {self.path} holds an evaluation with {suite}{name} {found.get(name)}, this one has "
-                    f"{wanted[name]}; choose another folder"
-                )
-
-    def _read_settings(self, path: Path) -> dict[str, Any]:
-        try:
-            found = json.loads(path.read_bytes())
-            if {dict} != {type(found), type(found["suites"]), *map(type, found["suites"].values())}:
-                raise ValueError("not the settings of an evaluation")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"--output {self.path}: settings.json is damaged ({error}), so nothing tells what its records are of; "
-                f"put it back, or choose another folder"
-            ) from error
-        return found
+        settle(path, common, suites, measured=self.seconds.keys())
+        with writes_to(path):
+            self._mend()
 
     def _mend(self) -> None:
         """Cuts off a line that this rank had not finished when it was stopped. Fails where `write` is going to."""
@@ -113,20 +82,29 @@ class EvaluationFolder:
         """Takes in what all ranks have written by now.
 
         Raises:
-            UserError: a whole line is damaged.
+            UserError: a file cannot be read, or a whole line is damaged.
         """
         for path in sorted(self._folder.glob("rank-*.jsonl")):
             start = self._read_up_to.get(path, 0)
-            if path.stat().st_size > start:
-                with path.open("rb") as file:
-                    file.seek(start)
-                    *lines, unfinished = (new := file.read()).split(b"\n")
+            if new := self._read_from(path, start):
+                *lines, unfinished = new.split(b"\n")
                 for number, line in enumerate(lines):
                     try:
                         self._take(json.loads(line))
                     except (ValueError, KeyError, TypeError) as error:
                         raise UserError(self._describe_damage(path, start, number, error)) from error
                 self._read_up_to[path] = start + len(new) - len(unfinished)
+
+    def _read_from(self, path: Path, start: int) -> bytes:
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read()
+        except OSError as error:
+            raise UserError(
+                f"--output {self.path}: {path.relative_to(self.path)} cannot be read ({error.strerror}); put right "
+                f"what is there, or choose another folder"
+            ) from error
 
     def _take(self, entry: dict[str, Any]) -> None:
         record = {**entry["record"]}

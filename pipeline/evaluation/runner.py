@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pipeline.config import MemoryConfig, Variant
 from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
+from pipeline.evaluation.claims import claimed
 from pipeline.evaluation.facts import describe, weights_fingerprint
 from pipeline.evaluation.out_of_memory import within_memory
 from pipeline.evaluation.placement import choose_device, choose_dtype
@@ -33,7 +34,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
 
     Raises:
         UserError: no suite has anything to measure, the model cannot be loaded, memory does not suffice, or --output
-            cannot be written, is damaged, or holds an evaluation of something else.
+            cannot be written, is damaged, holds an evaluation of something else, or another is running there.
     """
     work = [(suite, unit) for suite in suites for unit in suite.units()]
     unmeasured = find_unmeasured(inputs, suites, work, ranks)
@@ -49,23 +50,24 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         "yarn_factor": config.yarn_factor,
     }
     settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
-    folder = EvaluationFolder(config.output, ranks.rank, common, settings)
-    share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
-    if share:
-        remedy = f"choose a narrower --dtype than {dtype}, or start fewer processes on this machine"
-        with within_memory(f"--model {config.model}", remedy):
-            model = load(inputs, dtype).eval().to(device)
-        measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
-    if ranks.rank != 0:
-        return None
-    wait_for_all(work, folder, ranks.world_size)
-    facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
-    curve = None if config.run is None else read_training_curve(config.run)
-    results = []
-    for suite in suites:
-        records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
-        results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
-    return write_report(folder.path, results, facts, curve)
+    with claimed(config.output, ranks.rank):
+        folder = EvaluationFolder(config.output, ranks.rank, common, settings)
+        share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
+        if share:
+            remedy = f"choose a narrower --dtype than {dtype}, or start fewer processes on this machine"
+            with within_memory(f"--model {config.model}", remedy):
+                model = load(inputs, dtype).eval().to(device)
+            measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
+        if ranks.rank != 0:
+            return None
+        wait_for_all(work, folder, ranks.world_size)
+        facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
+        curve = None if config.run is None else read_training_curve(config.run)
+        results = []
+        for suite in suites:
+            records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
+            results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
+        return write_report(folder.path, results, facts, curve)
 
 
 def find_unmeasured(

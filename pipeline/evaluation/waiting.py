@@ -39,6 +39,6 @@ def wait_for_all(
 
 
 def finished_counter(work: Sequence[tuple[Suite, Unit]], folder: EvaluationFolder) -> Callable[[], int]:
-    """How many units of `work` have a record; another evaluation may be adding other suites to the folder."""
+    """How many units of `work` have a record; the folder may hold other suites."""
     wanted = {(suite.name, unit.key) for suite, unit in work}
     return lambda: len(wanted & folder.records.keys())

@@ -33,7 +33,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; `path` is as it was.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         with scratch.open("w", encoding="utf-8") as file:
             file.write(text)

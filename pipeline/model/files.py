@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,7 +55,7 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     """Looks at the folder that --model names.
 
     Raises:
-        UserError: no such folder, not a model, or an adapter whose base is not on this machine.
+        UserError: no such folder, not a model, damaged settings, or an adapter whose base is not on this machine.
     """
     if is_published_id(str(model)) or holds_memories_alone(model):
         if base is None:
@@ -62,17 +64,19 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     if not model.is_dir():
         raise UserError(f"--model {model}: no such folder; give an adapter, a merged model or a base model")
     if (model / ADAPTER_CONFIG).is_file():
-        settings = json.loads((model / ADAPTER_CONFIG).read_bytes())
-        window = WindowSpec(settings["num_sink_tokens"], settings["window_size"])
-        return ModelFiles(model, "adapter", _resolve_base(model, settings["base_model"], base), window)
+        with _parsing(model, ADAPTER_CONFIG):
+            settings = json.loads((model / ADAPTER_CONFIG).read_bytes())
+            window, trained_on = _window_of(settings), settings["base_model"]
+            _check_type("base_model", trained_on, str)
+        return ModelFiles(model, "adapter", _resolve_base(model, trained_on, base), window)
     if not (model / "config.json").is_file():
         raise UserError(f"--model {model} holds neither {ADAPTER_CONFIG} (adapter) nor config.json (model)")
     if base is not None:
         raise UserError(f"--base {base}: --model {model} is a whole model; only an adapter needs a base")
-    memory = json.loads((model / "config.json").read_bytes()).get("ahn")
-    if memory is None:
-        return ModelFiles(model, "base", None, None)
-    return ModelFiles(model, "merged", None, WindowSpec(memory["num_sink_tokens"], memory["window_size"]))
+    with _parsing(model, "config.json"):
+        memory = json.loads((model / "config.json").read_bytes()).get("ahn")
+        window = None if memory is None else _window_of(memory)
+    return ModelFiles(model, "base" if window is None else "merged", None, window)
 
 
 def is_published_id(model: str) -> bool:
@@ -142,6 +146,31 @@ def read_weights_header(file: Path) -> tuple[dict, int]:
             f"again (git lfs pull, hf download)"
         ) from error
     return header, 8 + length
+
+
+@contextmanager
+def _parsing(model: Path, name: str) -> Iterator[None]:
+    """Around reading the file of that name in the folder: any error is about it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--model {model}: {name} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"--model {model}: {name} is damaged ({type(error).__name__}: {error}); copy or export the model again"
+        ) from error
+
+
+def _window_of(settings: dict) -> WindowSpec:
+    window = WindowSpec(settings["num_sink_tokens"], settings["window_size"])
+    _check_type("num_sink_tokens", window.num_sink_tokens, int)
+    _check_type("window_size", window.window_size, int)
+    return window
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {value!r}")
 
 
 def _resolve_base(adapter: Path, named: str, given: str | None) -> str:

@@ -158,6 +158,32 @@ def test_damaged_settings_are_named_in_a_line(tmp_path, damage) -> None:
     assert (tmp_path / "settings.json").read_bytes() == damage
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_records_without_their_settings_are_not_taken_for_this_evaluations(tmp_path, rank) -> None:
+    folder_of(tmp_path, rank=2, heldout={"data": 1})
+    settings = tmp_path / "settings.json"
+    kept = settings.read_text()
+    assert json.loads(kept)["suites"] == {"heldout": {"data": 1}}, "a rank that is not the first may measure first"
+    (tmp_path / "records/rank-2.jsonl").write_text('{"suite": "heldout", "ke')  # is measured anew
+    settings.unlink()
+    folder_of(tmp_path, rank=rank, heldout={"data": 1}).write("heldout", "a", {"x": 1}, 0.25, 1.0)
+    settings.unlink()
+    with pytest.raises(UserError, match=r"^--output .* holds records but no settings\.json, so nothing tells .*put it"):
+        folder_of(tmp_path, rank=1 - rank, window_size=480, needles={"data": 2})
+    settings.write_text(json.dumps({**json.loads(kept), "suites": {}}))
+    with pytest.raises(UserError, match=r"holds records of heldout but no settings of it .*choose another folder"):
+        folder_of(tmp_path, rank=rank, heldout={"data": 2})
+    settings.write_text(kept)
+    assert folder_of(tmp_path, rank=rank, heldout={"data": 1}).has("heldout", "a")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "records/rank-0.jsonl", "records/rank-3.jsonl"])
+def test_a_folder_in_a_files_place_is_named_in_a_line(tmp_path, name) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"^--output .*: {name} cannot be read \(Is a directory\).*choose another"):
+        folder_of(tmp_path)
+
+
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path) -> None:
     write_atomically(tmp_path / "report.json", "before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

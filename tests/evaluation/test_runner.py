@@ -15,6 +15,7 @@ from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.suite import AbsorbedSuite
 from pipeline.evaluation.catalogue import make_inputs
+from pipeline.evaluation.claims import claimed
 from pipeline.evaluation.efficiency.suite import EfficiencySuite
 from pipeline.evaluation.facts import weights_fingerprint
 from pipeline.evaluation.failures import find_failures, noted_failure
@@ -80,7 +81,7 @@ def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path) -> None:
 def test_rank_0_waits_for_its_own_work_only(tmp_path) -> None:
     first, other = folder_of(tmp_path, rank=0), folder_of(tmp_path, rank=1)
     first.write("letters", "a", {}, 0.25, 1.0)
-    other.write("digits", "1", {}, 0.25, 1.0)  # of another evaluation, at the same time
+    other.write("digits", "1", {}, 0.25, 1.0)  # of a suite that was measured earlier
     with pytest.raises(ValueError), noted_failure(tmp_path, rank=1):
         raise ValueError("gone")
     with pytest.raises(UserError, match="gone"):  # and does not take the digit for the letter
@@ -133,6 +134,8 @@ def test_memory_that_does_not_suffice_is_a_line_that_says_what_takes_less(base, 
     assert str(caught.value).startswith("--suites greedy: large: ") and "\n" not in str(caught.value)
     (line,) = (tmp_path / "out/records/rank-0.jsonl").read_text().splitlines()
     assert json.loads(line)["record"] == {"size": 1}
+    with claimed(tmp_path / "out", 0), pytest.raises(UserError, match="another evaluation is running there"):
+        evaluate(inputs, [Greedy()], LaunchedRank(0, 1, 0))
 
 
 def test_a_published_checkpoint_on_another_base_has_other_weights(base, tmp_path) -> None:

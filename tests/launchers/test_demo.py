@@ -47,3 +47,9 @@ def test_split_is_by_whole_files_and_repeats(tmp_path) -> None:
 def test_too_few_sources_to_hold_out_is_refused(refused, tmp_path) -> None:
     message = refused("demo/list_sources.py", "--output", tmp_path / "lists", "--min_bytes", 200_000)
     assert "--min_bytes" in message
+
+
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(refused, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused("demo/run_demo.py", "--output", tmp_path / "file/demo")
+    assert told == f"error: --output {tmp_path}/file/demo: Not a directory; name a folder that can be written\n"

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig, RecallStudyConfig
+from pipeline.errors import UserError
 from pipeline.evaluation.recall.limit import find_readouts, score_limit
 from pipeline.evaluation.recall.scoring import (
     GridPoint,
@@ -61,16 +62,29 @@ def score_adapter(adapter: Path, config: RecallStudyConfig, points: list[GridPoi
     return scores
 
 
-def keep_scores(path: Path, kind: type[Scores], compute: Callable[[], list[Scores]]) -> list[Scores]:
-    """What `compute` returned the first time, from `path` (--output/scores/NAME) since then.
+def keep_scores(path: Path, kind: type[Scores], num_points: int, compute: Callable[[], list[Scores]]) -> list[Scores]:
+    """What `compute` returned the first time, a score a point, from `path` (--output/scores/NAME) since then.
 
     Raises:
-        UserError: `path` cannot be written.
+        UserError: `path` cannot be written, or is damaged.
     """
     if path.exists():
-        return [kind(**row) for row in json.loads(path.read_text())]
+        return _read_scores(path, kind, num_points)
     scores = compute()
     with writes_to(path.parents[1]):
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps([asdict(row) for row in scores]) + "\n")
+    return scores
+
+
+def _read_scores(path: Path, kind: type[Scores], num_points: int) -> list[Scores]:
+    try:
+        scores = [kind(**row) for row in json.loads(path.read_bytes())]
+        values = [value for row in scores for value in asdict(row).values()]
+        if len(scores) != num_points or not all(isinstance(value, int | float) for value in values):
+            raise ValueError(f"not the scores of {num_points} points")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--output {path.parents[1]}: scores/{path.name} is damaged ({error}); delete it to score again"
+        ) from error
     return scores
