@@ -85,16 +85,16 @@ def test_results_are_shown_where_a_run_left_them(tmp_path):
     write(tmp_path / "runs/paper/lveval/report.json", {"lveval": lveval})
     heldout = {"kl": {"window": 0.5, "ahn": 0.25}, "ppl": {"full": 8.0, "window": 9.0, "ahn": 8.5}}
     heldout |= {"num_documents": 2, "num_tokens": 1234}
-    for folder in ("runs/demo", "runs/paper/cross-entropy", "runs/paper/fixed-window"):
+    for folder in ("runs/demo", "runs/paper/cross-entropy", "runs/paper/drawn-windows"):
         write(tmp_path / folder / "evaluation/report.json", {"heldout": heldout})
     some = as_text(tmp_path)
     assert some.count(MISSING) == len(ITEMS) - 3
     assert "Scaled down, runs/paper/lveval: LV-Eval's a_16k:" in some
     assert re.search(r"sinks \+ window \+ AHN +0\.2500 +8\.500\n", some) and "1,234 tokens past the window" in some
-    assert re.search(r"cross entropy, windows drawn +0\.2500 +0\.5000\n", some)
+    assert re.search(r"cross entropy, window of 128 +0\.2500 +0\.5000\n", some)
     write(tmp_path / "runs/paper/heldout/report.json", {"heldout": heldout | {"num_tokens": 5678}})
     assert "5,678 tokens past" in as_text(tmp_path)  # its own run comes before the demo's
-    assert "| cross entropy, windows drawn | 0.2500 | 0.5000 |" in as_markdown(tmp_path)
+    assert "| cross entropy, window of 128 | 0.2500 | 0.5000 |" in as_markdown(tmp_path)
 
 
 def test_suites_are_read_as_they_report(tmp_path):

@@ -143,9 +143,9 @@ def read_longbench(root: Path) -> Table | None:
 def read_ablations(root: Path) -> Table | None:
     """KL to full attention of the adapters of the demo and of its two variations, as far as they were evaluated."""
     trained = {
-        "KL, windows drawn from 128, 256, 512": "runs/demo/evaluation",
-        "cross entropy, windows drawn": "runs/paper/cross-entropy/evaluation",
-        "KL, window of 256": "runs/paper/fixed-window/evaluation",
+        "KL, window of 128": "runs/demo/evaluation",
+        "cross entropy, window of 128": "runs/paper/cross-entropy/evaluation",
+        "KL, windows drawn from 128, 256, 512": "runs/paper/drawn-windows/evaluation",
     }
     rows = []
     for name, folder in trained.items():
