@@ -58,6 +58,7 @@ def test_a_document_is_absorbed_once_and_asked_later(tiny, tmp_path) -> None:
     assert refused.returncode == 2 and "plain base" in refused.stderr
 
 
+@pytest.mark.slow
 def test_reads_stdin_and_samples_by_the_seed(tiny) -> None:
     flags = (
         "--model",

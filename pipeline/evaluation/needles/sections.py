@@ -100,5 +100,5 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     if "ahn" in summary["recovered"] and summary["recovered"]["ahn"]["log_prob_ci95"] is not None:
         share = format_score(summary["recovered"]["ahn"], "log_prob", ".1%")
         what = "of the log-probability that evicted needles lose, regained with the AHN"
-        tiles.append(Tile(share, f"{what} (no control here: `absorbed` has one)"))
+        tiles.append(Tile(share, f"{what} (no control here; questions to absorbed documents have one)"))
     return tiles
