@@ -15,7 +15,7 @@ from pipeline.evaluation.haystack import read_haystack
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
-from pipeline.model.loading import load_model
+from pipeline.model.loading import load_model, set_window
 from tests.tiny_models import TINY_WINDOW
 
 TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(60))
@@ -134,6 +134,21 @@ def test_the_control_knows_nothing_of_the_document_beyond_its_windows(model, mak
             of_suites.append(far[name][0]["log_prob"])
     (own, own_of_other), (foreign, foreign_of_other) = found.values()
     assert abs(own - own_of_other) > 1e-6 and foreign == pytest.approx(foreign_of_other, abs=1e-9)
+
+
+@pytest.mark.parametrize("window", [WindowSpec(0, 1), WindowSpec(3, 2)])
+def test_the_control_reads_as_far_where_the_other_document_is_shorter(folder, make_suite, window):
+    """Of small windows documents are as long as their facts are in tokens."""
+    model = load_model(str(folder / "adapter"), dtype=torch.float32).eval()
+    set_window(model, window)
+    readers = {"ahn": Reader(model, "ahn", window, 64, 4.0)}
+    suite = make_suite(("ahn",), documents=12, facts=4, windows=[1], window=window)
+    lengths = [len(suite.document(number).tokens) for number in range(13)]
+    drops = [number for number in range(12) if lengths[number] - lengths[number + 1] > window.window_size]
+    assert drops, "no document is followed by one that is so much shorter"
+    for unit in (suite.units()[number] for number in drops[:2]):
+        (found,) = suite.measure(unit, readers)["distances"]
+        assert len(found["foreign"]) == 4 and all(np.isfinite(asked["log_prob"]) for asked in found["foreign"])
 
 
 def make_records(variants=("full", "window", "ahn")):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import chain, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,10 @@ class AbsorbedSuite:
 def read_on_beside(reader: Reader, context: list[int], other: AbsorbedDocument, both: HippocampusCache) -> None:
     """Reads the rest of the context with the memory that `other` and the text after it have at the same place.
 
-    A document that is a few tokens shorter has its text repeated at the end of the longest distance.
+    Where `other` is a few tokens shorter, the text after it is repeated at the end of the longest distance.
     """
     start = both.get_seq_length()
-    beside = [*other.tokens, *other.filler, *other.filler][start : len(context)]
+    beside = list(islice(chain(other.tokens, cycle(other.filler)), start, len(context)))
     deque(read_beside(reader, torch.tensor(context[start:]), torch.tensor(beside), both), maxlen=0)
 
 
