@@ -63,11 +63,25 @@ def paired_interval(
     value = float(statistic(sums.sum(0)[None])[0])
     if high - low <= LEAST_SPREAD * max(abs(low), abs(high)):
         return interval_of_equals(value, num_documents, limits, level) if np.isfinite(limits).all() else None
+    return stretched(value, (low, high), limits, level, num_documents - 1, (num_documents - 1) / num_documents)
+
+
+def stretched(
+    value: float,
+    quantiles: tuple[float, float],
+    limits: tuple[float, float],
+    level: float,
+    degrees_of_freedom: float,
+    share_of_variance: float,
+) -> tuple[float, float]:
+    """Quantiles of draws about `value`, moved away from it for Student's t and for the variance that the draws lack.
+
+    `share_of_variance`: of the estimate's variance, what the draws have.
+    """
     upper = (1 + level) / 2
-    stretch = stats.t.ppf(upper, num_documents - 1) / stats.norm.ppf(upper)
-    stretch *= np.sqrt(num_documents / (num_documents - 1))
-    bounds = np.clip([value - stretch * (value - low), value + stretch * (high - value)], *limits)
-    return float(bounds[0]), float(bounds[1])
+    stretch = stats.t.ppf(upper, degrees_of_freedom) / stats.norm.ppf(upper) / np.sqrt(share_of_variance)
+    low, high = np.clip([value + stretch * (quantile - value) for quantile in quantiles], *limits).tolist()
+    return low, high
 
 
 def draw_quantiles(

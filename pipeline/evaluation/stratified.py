@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from pipeline.evaluation.bootstrap import LEAST_DOCUMENTS, LEAST_SPREAD, interval_of_equals
+from pipeline.evaluation.bootstrap import LEAST_DOCUMENTS, LEAST_SPREAD, interval_of_equals, stretched
 
 NUM_DRAWS = 10_000
 Interval = tuple[float, float]
@@ -74,8 +73,6 @@ def mean_intervals(
             continue
         of_mean = of_tasks[:, None]
         freedom = of_mean.sum() ** 2 / (of_mean**2 / (sizes - 1)).sum()
-        stretch = stats.t.ppf(upper, freedom) / stats.norm.ppf(upper)
-        stretch *= np.sqrt(of_mean.sum() / (of_mean * (sizes - 1) / sizes).sum())
-        bounds = np.clip([mean - stretch * (mean - low), mean + stretch * (high - mean)], least, greatest)
-        found.append((float(bounds[0]), float(bounds[1])))
+        share = (of_mean * (sizes - 1) / sizes).sum() / of_mean.sum()
+        found.append(stretched(float(mean), (low, high), (least, greatest), level, freedom, share))
     return found
