@@ -62,7 +62,9 @@ def main() -> None:
         prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     torch.manual_seed(config.seed)
     device = choose_device()
-    model = load_model(str(files.folder), dtype=choose_dtype(config.dtype, device), base=files.base)
+    model = load_model(
+        str(files.folder), dtype=choose_dtype(config.dtype, device), base=files.base, check=config.check_base
+    )
     model.eval().to(device)
     if window is not None:
         set_window(model, window)

@@ -22,7 +22,7 @@ def main() -> None:
         from pipeline.model.export import merge_adapter
 
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-        merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base)
+        merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base, check=config.check_base)
     print(config.output)
 
 

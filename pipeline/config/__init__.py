@@ -18,7 +18,7 @@ from pipeline.config.evaluation import (
     SuiteName,
     Variant,
 )
-from pipeline.config.inference import AccountingConfig, DoctorConfig, GenerateConfig, MergeConfig
+from pipeline.config.inference import AccountingConfig, DoctorConfig, FamiliesConfig, GenerateConfig, MergeConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
 from pipeline.config.recall import RecallBaseConfig, RecallStudyConfig, RecallTaskConfig
 from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
@@ -34,6 +34,7 @@ __all__ = [
     "DoctorConfig",
     "EfficiencyConfig",
     "EvalConfig",
+    "FamiliesConfig",
     "FetchModelConfig",
     "FetchName",
     "GenerateConfig",

@@ -164,6 +164,9 @@ class EvalConfig:
     """Training run folder whose loss curve goes into the report."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
+    check_base: bool = True
+    """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
+    remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
     logits_chunk_size: int = 256
     """Positions whose logits exist at one time."""
     local_rank: int = -1

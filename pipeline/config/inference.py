@@ -1,6 +1,6 @@
 """Settings of the launchers that use a trained model: generate, merge, account, doctor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,9 @@ class GenerateConfig:
     """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
+    check_base: bool = True
+    """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
+    remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
     prefill_chunk: int = 2048
     """Prompt tokens that are absorbed at a time; memory does not depend on the prompt's length."""
     save_cache: Path | None = None
@@ -74,6 +77,9 @@ class MergeConfig:
     """Base model of the adapter. Default: the one that the adapter names."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the base's weights. `auto`: the one they are stored in. AHN parameters stay float32."""
+    check_base: bool = True
+    """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
+    remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
 
 
 @dataclass
@@ -105,6 +111,16 @@ class DoctorConfig:
 
     output: Path = Path("doctor.html")
     """HTML page to write."""
+
+
+@dataclass
+class FamiliesConfig:
+    """Check every decoder family of the installed transformers on a small copy, and write the table of the results."""
+
+    families: list[str] = field(default_factory=list)
+    """Only these model types. Default: all that AutoModelForCausalLM knows."""
+    output: Path = Path("families.md")
+    """Markdown table to write; its rows as JSON beside it."""
 
 
 def check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:

@@ -47,6 +47,9 @@ class TeacherCacheConfig:
     0: every position that can be supervised."""
     base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """dtype that the teacher computes in: --train.base_dtype of the training to come."""
+    check_base: bool = True
+    """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
+    remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
     chunk_size: int | None = None
     """topk, sampled: positions whose logits exist at one time. Another one may change last digits. Default: 256."""
     forward_chunk: int | None = None

@@ -160,6 +160,9 @@ class TrainRunConfig:
     """Signals written by launchers/cache_teacher.py for --data. Default: the teacher runs in every step."""
     teacher_fallback: Literal["error", "online"] = "error"
     """What samples do whose shard the cache does not have: `online` runs the teacher for them."""
+    check_base: bool = True
+    """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
+    remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
     sequence_parallel_size: int = 1
     """Ranks that hold each sample together."""
     sequence_parallel_mode: Literal["ulysses", "halo"] = "ulysses"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pipeline.ahn.base import Gates, MemoryCell
 from pipeline.evaluation.reader import Reader
+from pipeline.model.augment import memory_layers
 from pipeline.model.cache import HippocampusCache
 
 
@@ -60,7 +61,7 @@ class _SecondRowsMemory(nn.Module):
 
 @contextmanager
 def _memory_of_second_row(model: PreTrainedModel) -> Iterator[None]:
-    memories = [layer.ahn for layer in model.get_decoder().layers]
+    memories = [layer.ahn for layer in memory_layers(model).values()]
     cells = [memory.fn for memory in memories]
     for memory, cell in zip(memories, cells, strict=True):
         memory.fn = _SecondRowsMemory(cell)

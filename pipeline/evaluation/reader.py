@@ -47,15 +47,14 @@ class Reader:
 
     def new_cache(self) -> HippocampusCache:
         """An empty cache of the variant; it takes snapshots and restores them."""
-        layers = self.model.config.num_hidden_layers
         if self.variant in ("full", "full_yarn"):
-            return HippocampusCache(layers, EVERYTHING, memory="off")
+            return HippocampusCache(self.model.config, EVERYTHING, memory="off")
         if self.variant == "compressive_max":
             return CompressiveCache(self.model.config, self.model.dtype, self.window, pooling="max")
         if self.variant == "compressive_mean":
             return CompressiveCache(self.model.config, self.model.dtype, self.window, pooling="mean")
         mode = {"window": "off", "memory_off": "no_writes", "ahn": "on"}[self.variant]
-        return HippocampusCache(layers, self.window, memory=mode)
+        return HippocampusCache(self.model.config, self.window, memory=mode)
 
     def read(self, tokens: Sequence[int] | Tensor, cache: HippocampusCache) -> None:
         """Reads tokens [T] into the cache; no logit is computed."""

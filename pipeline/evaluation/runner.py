@@ -56,7 +56,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         if share:
             remedy = f"choose a narrower --dtype than {dtype}, or start fewer processes on this machine"
             with within_memory(f"--model {config.model}", remedy):
-                model = load(inputs, dtype).eval().to(device)
+                model = load(inputs, dtype, config.check_base).eval().to(device)
             measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
         if ranks.rank != 0:
             return None
@@ -95,12 +95,12 @@ def share_of(work: Sequence[tuple[Suite, Unit]], ranks: LaunchedRank) -> list[tu
     return shared[ranks.rank :: ranks.world_size] + timings
 
 
-def load(inputs: EvaluationInputs, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its memories; a plain base with ones that are not used."""
+def load(inputs: EvaluationInputs, dtype: torch.dtype, check: bool) -> PreTrainedModel:
+    """The model with its memories; a plain base with ones that are not used. `check`: as in `load_base`."""
     files = inputs.files
     if files.kind == "base":
-        return load_base(str(files.folder), memory=MemoryConfig(), window=inputs.window, dtype=dtype)
-    model = load_model(str(files.folder), dtype=dtype, base=files.base)
+        return load_base(str(files.folder), memory=MemoryConfig(), window=inputs.window, dtype=dtype, check=check)
+    model = load_model(str(files.folder), dtype=dtype, base=files.base, check=check)
     set_window(model, inputs.window)
     return model
 

@@ -68,7 +68,7 @@ def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache of the model's kind."""
     if getattr(model.config, "ahn", None) is None:
         return DynamicCache(config=model.config)
-    return HippocampusCache(model.config.num_hidden_layers, window_of(model.config))
+    return HippocampusCache(model.config, window_of(model.config))
 
 
 def to_ids(tokens: np.ndarray, model: PreTrainedModel) -> Tensor:

@@ -11,6 +11,9 @@ Nkv key/value heads, MLP width I, vocabulary V; mixer and MLP count once a layer
     cache, full      2 L H Nkv elements
     cache, AHN       2 W H Nkv + H^2 Nq elements
 
+Layers in which the base itself has a sliding window have no memory: w = that window in place of W, without the terms of
+the memory, in both columns.
+
 The paper's published 7B FLOPs do not follow its own formula; they are printed beside.
 """
 
@@ -34,7 +37,10 @@ PUBLISHED_FLOPS = {  # model -> mixer full, mixer AHN, model full, model AHN (Ga
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a decoder, under the names of transformers' config.json."""
+    """Sizes of a decoder, under the names of transformers' config.json.
+
+    `sliding_windows`: one for each layer to which the base itself gives a sliding window; it has no memory.
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -43,6 +49,11 @@ class Architecture:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    sliding_windows: tuple[int, ...] = ()
+
+    @property
+    def num_memory_layers(self) -> int:
+        return self.num_hidden_layers - len(self.sliding_windows)
 
 
 PRESETS = {
@@ -87,7 +98,12 @@ def load_architecture(model: str) -> Architecture:
     path = Path(model) / "config.json"
     if not path.is_file():
         raise UserError(f"--model {model}: neither one of {', '.join(PRESETS)} nor a folder with a config.json")
-    return parse_architecture(json.loads(path.read_bytes()), str(path))
+    settings = json.loads(path.read_bytes())
+    if settings.get("sliding_window") and "layer_types" not in settings:
+        from transformers import AutoConfig  # which layers have the window is a rule of the family
+
+        settings = AutoConfig.from_pretrained(path.parent).to_dict()
+    return parse_architecture(settings, str(path))
 
 
 def parse_architecture(config: dict[str, Any], source: str) -> Architecture:
@@ -101,11 +117,13 @@ def parse_architecture(config: dict[str, Any], source: str) -> Architecture:
     """
     heads = config.get("num_attention_heads")
     defaults = {"num_key_value_heads": heads, "head_dim": config.get("hidden_size", 0) // (heads or 1)}
-    sizes = {name: config.get(name) or defaults.get(name) for name in Architecture.__dataclass_fields__}
+    names = [name for name in Architecture.__dataclass_fields__ if name != "sliding_windows"]
+    sizes = {name: config.get(name) or defaults.get(name) for name in names}
     missing = [name for name, value in sizes.items() if not value]
     if missing:
         raise UserError(f"{source} has no {', '.join(missing)}")
-    return Architecture(**sizes)
+    sliding = (config.get("layer_types") or []).count("sliding_attention")
+    return Architecture(**sizes, sliding_windows=(config.get("sliding_window"),) * sliding)
 
 
 def count_parameters(a: Architecture, cell: str) -> int:
@@ -116,7 +134,7 @@ def count_parameters(a: Architecture, cell: str) -> int:
         "delta_net": 2 * a.hidden_size * heads + dim,
         "mamba2": 2 * (a.hidden_size + 1) * heads + 2 * heads + heads * dim,
     }[cell] + heads * dim * dim
-    return a.num_hidden_layers * of_layer
+    return a.num_memory_layers * of_layer
 
 
 def compute_account(
@@ -127,22 +145,31 @@ def compute_account(
     budget = min(window.lossless_budget, length)
     projections = 4 * length * hidden * dim * (heads + kv_heads)
     compressed = 2 * budget * dim * heads + 2 * dim**2 * heads + NUM_GATE_PROJECTIONS[cell] * hidden * heads
+    sliding = sum(projections + attention_flops(a, length, size) for size in a.sliding_windows)
     mixer = Pair(
-        a.num_hidden_layers * (projections + 2 * dim * heads * length**2),
-        a.num_hidden_layers * (projections + 2 * dim * heads * budget**2 + 2 * (length - budget) * compressed),
+        a.num_memory_layers * (projections + attention_flops(a, length, length)) + sliding,
+        a.num_memory_layers * (projections + 2 * dim * heads * budget**2 + 2 * (length - budget) * compressed)
+        + sliding,
     )
     rest = 6 * length * hidden * a.intermediate_size * a.num_hidden_layers + 4 * length * hidden * a.vocab_size
     state = dim**2 * heads if length > budget else 0
     full_cache, ahn_cache = 2 * length * dim * kv_heads, 2 * budget * dim * kv_heads + state
-    scale = a.num_hidden_layers * rows
-    gates = NUM_WRITE_GATES[cell] * min(window.window_size, length) * heads * 4
+    sliding_cache = sum(2 * min(size, length) * dim * kv_heads for size in a.sliding_windows)
+    full_cache, ahn_cache, states = (a.num_memory_layers * x for x in (full_cache, ahn_cache, state))
+    gates = a.num_memory_layers * NUM_WRITE_GATES[cell] * min(window.window_size, length) * heads * 4
     return Account(
         added_parameters=count_parameters(a, cell),
         mixer_flops=Pair(mixer.full * rows, mixer.ahn * rows),
         model_flops=Pair((mixer.full + rest) * rows, (mixer.ahn + rest) * rows),
-        cache_bytes=Pair(full_cache * scale * bytes_per_element, ahn_cache * scale * bytes_per_element),
-        kept_bytes=scale * ((ahn_cache - state) * bytes_per_element + state * 4 + gates),
+        cache_bytes=Pair(*((x + sliding_cache) * rows * bytes_per_element for x in (full_cache, ahn_cache))),
+        kept_bytes=rows * ((ahn_cache - states + sliding_cache) * bytes_per_element + states * 4 + gates),
     )
+
+
+def attention_flops(a: Architecture, length: int, window: int) -> int:
+    """One layer's scores and values, for queries that see the newest `window` tokens, by the paper's count."""
+    seen = min(window, length)
+    return 2 * a.head_dim * a.num_attention_heads * (seen**2 + 2 * (length - seen) * seen)
 
 
 def format_account(account: Account, published: tuple[float, ...] | None) -> str:

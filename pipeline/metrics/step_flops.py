@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.attention.window import Document
-from pipeline.metrics.accounting import Architecture, compute_account
+from pipeline.metrics.accounting import Architecture, attention_flops, compute_account
 
 # Dense bfloat16, TFLOPS, by words of the device's name; the first that fit. Sources: the makers' data sheets.
 PEAK_TFLOPS = {
@@ -66,7 +66,8 @@ def student_flops(
 
 def teacher_flops(a: Architecture, lengths: Sequence[int]) -> int:
     """Forward with full attention over rows of these lengths, without the head."""
-    attention = a.num_hidden_layers * 2 * a.head_dim * a.num_attention_heads * sum(n**2 for n in lengths)
+    windows = [None] * a.num_memory_layers + list(a.sliding_windows)
+    attention = sum(attention_flops(a, n, window or n) for n in lengths for window in windows)
     return _matrix_flops(a, sum(lengths)) + attention
 
 

@@ -1,12 +1,16 @@
 """Gives any decoder of transformers a memory per layer, without a forked modeling file.
 
-`ahn_model_class(Base)` makes a subclass of a CausalLM class: each decoder layer gets a child `ahn`, each attention
-module a hook that hands the memory and the layer's hidden states to `hybrid_attention`. Its config class is the
-base's with one more field, `ahn` = {"cell", "init", "num_sink_tokens", "window_size"}, and model_type "ahn_<base>".
+`ahn_model_class(Base)` makes a subclass of a CausalLM class: each decoder layer with full attention gets a child
+`ahn`, each attention module a hook that hands the memory and the layer's hidden states to `hybrid_attention`. Layers
+in which the base itself has a sliding window stay as they are. Its config class is the base's with one more field,
+`ahn` = {"cell", "init", "num_sink_tokens", "window_size"}, and model_type "ahn_<base>".
+
+A base is loaded as its own class and becomes an AHN model in place (`augment`), so that whatever transformers keys on
+a class or a model type while it reads weights is the base's own. Merged folders are read as AHN classes.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,17 +24,15 @@ from pipeline.ahn.build import Memory
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.conversions import adopt_conversions
 from pipeline.model.hybrid_attention import IMPLEMENTATION
 from pipeline.model.plan import DocumentPlan, documents_of_mask
 from pipeline.model.prefix import PrefixStore
 from pipeline.model.sequence_shard import SequenceShard
+from pipeline.model.supported import UnsupportedModelError, check_supported, family_of, sliding_windows
 
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+PREFIX = "ahn_"
 DEFAULT_AHN = {"cell": "gated_delta_net", "init": "published", "num_sink_tokens": 128, "window_size": 32640}
-
-
-class UnsupportedModelError(UserError):
-    """A base that AHN cannot augment; the message says why."""
 
 
 def window_of(config: PretrainedConfig) -> WindowSpec:
@@ -124,7 +126,7 @@ def _as_hippocampus_cache(cache: Cache | None, config: PretrainedConfig) -> Hipp
         return cache
     if cache is not None and not (isinstance(cache, DynamicCache) and cache.get_seq_length() == 0):
         raise ValueError(f"AHN models need a HippocampusCache as past_key_values, found {type(cache).__name__}")
-    return HippocampusCache(config.num_hidden_layers, window_of(config))
+    return HippocampusCache(config, window_of(config))
 
 
 class _AHNCausalLM(_AHNInit):
@@ -138,6 +140,13 @@ class _AHNCausalLM(_AHNInit):
         _attach_memories(self, config)
         self.post_init()
 
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        """As transformers', but a merged folder without some weights is refused and not filled with random ones."""
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        check_complete(loading_info.missing_keys, str(load_config.pretrained_model_name_or_path))
+        return loading_info
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -147,65 +156,93 @@ class _AHNCausalLM(_AHNInit):
             model_kwargs["past_key_values"] = cache
 
 
+def check_complete(missing: Iterable[str], path: str) -> None:
+    """Refuses weights that do not fill the model: transformers would go on with random ones.
+
+    Raises:
+        UserError: names the folder and some of what is missing.
+    """
+    missing = sorted(missing)
+    if missing:
+        raise UserError(
+            f"--model {path}: its files hold no weights for {len(missing)} of the model's tensors "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); fetch or export it again"
+        )
+
+
+def augment(model: PreTrainedModel, ahn: dict[str, Any], seed: int) -> PreTrainedModel:
+    """Turns a loaded base into its AHN model, in place.
+
+    Args:
+        model: of a CausalLM class of transformers.
+        ahn: the config's field of that name.
+        seed: of the memories' initial values.
+
+    Raises:
+        UnsupportedModelError: a base that AHN cannot augment.
+    """
+    config, model_class = model.config, ahn_model_class(type(model))
+    check_supported(model, model.get_decoder(), config)
+    submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if any(module.config is not config for module in submodels):
+        raise UnsupportedModelError(f"{family_of(config)}: is made of parts with configs of their own")
+    config.__class__, model.__class__ = model_class.config_class, model_class
+    config.ahn = {**DEFAULT_AHN, **ahn}
+    model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), "ahn"}
+    _attach_memories(model, config)
+    initialise_memories(model, seed)
+    return model
+
+
+def initialise_memories(model: PreTrainedModel, seed: int) -> None:
+    """Sets every memory to the initial values that the config asks for, a function of (seed, layer) alone."""
+    for index, layer in memory_layers(model).items():
+        generator = torch.Generator().manual_seed(seed * 100_003 + index)
+        parameters = dict(layer.ahn.fn.named_parameters())
+        with torch.no_grad():
+            values = layer.ahn.fn.initial_values(generator)
+            if model.config.ahn["init"] == "long_memory":
+                values |= layer.ahn.fn.long_memory_values()
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
+
+def memory_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The decoder layers that have a memory, as child `ahn`, by their index; all in a base without sliding layers."""
+    return {index: layer for index, layer in enumerate(model.get_decoder().layers) if hasattr(layer, "ahn")}
+
+
 def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
     decoder = model.get_decoder()
     check_supported(model, decoder, config)
     decoder.__class__ = _decoder_class(type(decoder))
-    for layer in decoder.layers:
-        attention = layer.self_attn
-        layer.ahn = Memory(config.ahn["cell"], config.hidden_size, config.num_attention_heads, attention.head_dim)
-        attention.register_forward_pre_hook(functools.partial(_hand_over, layer.ahn), with_kwargs=True)
+    for layer, sliding_window in zip(decoder.layers, sliding_windows(config), strict=True):
+        attention, memory = layer.self_attn, None
+        if sliding_window is None:
+            cell, sizes = config.ahn["cell"], (config.hidden_size, config.num_attention_heads, attention.head_dim)
+            memory = layer.ahn = Memory(cell, *sizes)
+        hand_over = functools.partial(_hand_over, memory, sliding_window)
+        attention.register_forward_pre_hook(hand_over, with_kwargs=True)
     config._attn_implementation = IMPLEMENTATION
 
 
 def _hand_over(
-    memory: Memory, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    memory: Memory | None,
+    sliding_window: int | None,
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return args, {**kwargs, "ahn_memory": memory, "ahn_hidden": hidden_states}
-
-
-def check_supported(model: PreTrainedModel, decoder: nn.Module, config: PretrainedConfig) -> None:
-    """Refuses a base that AHN cannot augment; its weights are not looked at.
-
-    Raises:
-        UnsupportedModelError: says why.
-    """
-    name = config.model_type.removeprefix("ahn_")
-    if not getattr(type(model), "_supports_attention_backend", False):
-        raise UnsupportedModelError(f"{name}: its attention does not go through transformers' attention interface")
-    layers = getattr(decoder, "layers", None)
-    if layers is None or not all(hasattr(getattr(x, "self_attn", None), "layer_idx") for x in layers):
-        raise UnsupportedModelError(f"{name}: expected a decoder with `layers`, each with a `self_attn`")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        raise UnsupportedModelError(f"{name}: has layers of type {sorted(kinds)}; AHN needs full_attention in all")
-    rope_types = _rope_types(config) & set(LENGTH_DEPENDENT_ROPE)
-    if rope_types:
-        raise UnsupportedModelError(
-            f"{name}: config.json sets RoPE of type {', '.join(sorted(rope_types))}, whose frequencies depend on the "
-            f"length of a forward, which AHN cuts into parts; fixed ones work (default, linear, yarn, llama3)"
-        )
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise UnsupportedModelError(
-            f"{name}: config.json sets sliding_window = {config.sliding_window}, so the base has no full attention "
-            f"to distil from; set it to null if the checkpoint was trained with full attention"
-        )
-
-
-def _rope_types(config: PretrainedConfig) -> set[str]:
-    """Of all layer types; older configs say `rope_scaling`, and in it `type`."""
-    found = set()
-    for parameters in (getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)):
-        of_layers = [value for value in (parameters or {}).values() if isinstance(value, dict)]
-        for rope in (parameters or {}, *of_layers):
-            found |= {rope[key] for key in ("rope_type", "type") if isinstance(rope.get(key), str)}
-    return found
+    handed = {"ahn_memory": memory, "ahn_sliding_window": sliding_window, "ahn_hidden": hidden_states}
+    return args, {**kwargs, **handed}
 
 
 @functools.cache
 def _decoder_class(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"AHN{base.__name__}", (_AHNDecoder, base), {"__module__": __name__})
+    decoder_class = type(f"AHN{base.__name__}", (_AHNDecoder, base), {"__module__": __name__})
+    adopt_conversions(base.__name__, decoder_class.__name__)
+    return decoder_class
 
 
 @functools.cache
@@ -216,12 +253,14 @@ def ahn_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         f"AHN{base_config.__name__}",
         (base_config,),
         {
-            "model_type": f"ahn_{base_config.model_type}",
+            "model_type": f"{PREFIX}{base_config.model_type}",
             "ahn": None,
             "__annotations__": {"ahn": "dict | None"},
             "__module__": __name__,
         },
     )
+    adopt_conversions(base_config.model_type, config_class.model_type)
+    adopt_conversions(base.__name__, f"AHN{base.__name__}")
     return type(
         f"AHN{base.__name__}",
         (_AHNCausalLM, base),

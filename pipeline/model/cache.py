@@ -11,10 +11,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline.ahn.base import Gates
 from pipeline.attention.window import WindowSpec
+from pipeline.model.supported import sliding_windows
 
 MIN_CAPACITY = 64
 MemoryMode = Literal["on", "off", "no_writes"]
@@ -160,6 +162,14 @@ class HippocampusLayer(CacheLayerMixin):
         """
         if tokens_to_remove == 0:
             return
+        self.check_crop(tokens_to_remove)
+        self.num_seen += tokens_to_remove
+
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """
+        Raises:
+            ValueError: as `crop`.
+        """
         if not -self.num_seen <= tokens_to_remove < 0:
             raise ValueError(f"crop takes minus the number of tokens to forget, of {self.num_seen}: {tokens_to_remove}")
         if not self.is_croppable:
@@ -167,7 +177,6 @@ class HippocampusLayer(CacheLayerMixin):
                 f"cannot take back {-tokens_to_remove} of {self.num_seen} tokens: beyond {self.window} tokens are "
                 f"evicted into the memory, which cannot be undone; take `snapshot()` before and `restore()` it"
             )
-        self.num_seen += tokens_to_remove
 
     def _select(self, rows: Tensor) -> None:
         if self.is_initialized:
@@ -199,13 +208,36 @@ class HippocampusLayer(CacheLayerMixin):
 
 
 class HippocampusCache(Cache):
-    """A `past_key_values` for AHN models; one `HippocampusLayer` a decoder layer."""
+    """A `past_key_values` for AHN models; one `HippocampusLayer` a decoder layer.
+
+    Layers in which the base itself has a sliding window keep that and nothing else.
+
+    Args:
+        config: the model's.
+        window: of the layers with full attention.
+        memory: what they do with their memories.
+    """
 
     layers: list[HippocampusLayer]
 
-    def __init__(self, num_layers: int, window: WindowSpec, memory: MemoryMode = "on") -> None:
-        super().__init__(layers=[HippocampusLayer(window, memory) for _ in range(num_layers)])
+    def __init__(self, config: PretrainedConfig, window: WindowSpec, memory: MemoryMode = "on") -> None:
+        layers = [
+            self.new_layer(window, memory) if sliding is None else HippocampusLayer(WindowSpec(0, sliding), "off")
+            for sliding in sliding_windows(config)
+        ]
+        super().__init__(layers=layers)
         self.window = window
+
+    def new_layer(self, window: WindowSpec, memory: MemoryMode) -> HippocampusLayer:
+        """The cache of one layer with full attention."""
+        return HippocampusLayer(window, memory)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As the layers' `crop`; where one of them cannot, none is changed."""
+        if tokens_to_remove:
+            for layer in self.layers:
+                layer.check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
 
     def set_padding(self, attention_mask: Tensor | None, num_new: int) -> Tensor | None:
         """Notes each row's left padding from the mask [B, seen + new]; without a mask it stays what it was.

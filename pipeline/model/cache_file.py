@@ -70,7 +70,7 @@ def load_cache(path: Path, model: nn.Module) -> HippocampusCache:
         raise UserError(f"{path} is no cache of format version {FORMAT_VERSION}: {description or 'no description'}")
     if description["model_fingerprint"] != model_fingerprint(model):
         raise UserError(f"cache {path} was made by a model with other weights; absorb the document again with this one")
-    cache = HippocampusCache(model.config.num_hidden_layers, WindowSpec(**description["window"]))
+    cache = HippocampusCache(model.config, WindowSpec(**description["window"]))
     for index, layer in enumerate(cache.layers):
         own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
         if "keys" not in own:  # saved before anything was absorbed

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
-from pipeline.model.cache import MIN_CAPACITY, HippocampusCache, HippocampusLayer
+from pipeline.model.cache import MIN_CAPACITY, HippocampusCache, HippocampusLayer, MemoryMode
 from pipeline.model.compressive_layout import BLOCK_LENGTH, MAX_WAITING, CompressiveLayout
 
 Pooling = Literal["max", "mean"]
@@ -82,7 +82,8 @@ class CompressiveLayer(HippocampusLayer):
 
 
 class CompressiveCache(HippocampusCache):
-    """A `past_key_values` for AHN models, whose memories are not read; one `CompressiveLayer` a decoder layer.
+    """A `past_key_values` for AHN models, whose memories are not read; one `CompressiveLayer` a decoder layer
+    with full attention.
 
     Args:
         config: the model's.
@@ -94,12 +95,12 @@ class CompressiveCache(HippocampusCache):
         UserError: the AHN's state has not the bytes of 1 slot and 3 waiting tokens.
     """
 
-    layers: list[CompressiveLayer]
-
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, window: WindowSpec, pooling: Pooling) -> None:
-        super().__init__(config.num_hidden_layers, window, memory="off")
-        layout = CompressiveLayout(window, num_slots_of_state(config, dtype))
-        self.layers = [CompressiveLayer(layout, pooling) for _ in range(config.num_hidden_layers)]
+        self._layout, self._pooling = CompressiveLayout(window, num_slots_of_state(config, dtype)), pooling
+        super().__init__(config, window, memory="off")
+
+    def new_layer(self, window: WindowSpec, memory: MemoryMode) -> HippocampusLayer:
+        return CompressiveLayer(self._layout, self._pooling)
 
     def set_padding(self, attention_mask: Tensor | None, num_new: int) -> Tensor | None:
         """
@@ -112,7 +113,7 @@ class CompressiveCache(HippocampusCache):
 
     def memory_bytes(self) -> int:
         """Bytes of what holds evicted tokens, of all layers and rows."""
-        return sum(layer.memory_bytes() for layer in self.layers)
+        return sum(layer.memory_bytes() for layer in self.layers if isinstance(layer, CompressiveLayer))
 
 
 def num_slots_of_state(config: PretrainedConfig, dtype: torch.dtype) -> int:

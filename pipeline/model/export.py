@@ -12,7 +12,9 @@ from pipeline.model.loading import load_adapter, load_config
 from pipeline.model.published import save_published
 
 
-def merge_adapter(adapter: Path, output: Path, *, dtype: torch.dtype | None = None, base: str | None = None) -> None:
+def merge_adapter(
+    adapter: Path, output: Path, *, dtype: torch.dtype | None = None, base: str | None = None, check: bool = True
+) -> None:
     """Writes base and memories as one transformers folder, with the base's tokenizer files.
 
     It loads with AutoModelForCausalLM after `import pipeline`. The base is written in `dtype` (None: the one it is
@@ -24,7 +26,8 @@ def merge_adapter(adapter: Path, output: Path, *, dtype: torch.dtype | None = No
     if output.exists():
         raise UserError(f"--output {output}: already exists; name a folder that does not")
     base = base or read_adapter(adapter)[0]["base_model"]
-    model = load_adapter(adapter, dtype=dtype or load_config(base).dtype or torch.float32, base=base)
+    dtype = dtype or load_config(base).dtype or torch.float32
+    model = load_adapter(adapter, dtype=dtype, base=base, check=check)
     temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     model.save_pretrained(temporary)
     AutoTokenizer.from_pretrained(base).save_pretrained(temporary)

@@ -18,7 +18,7 @@ def absorb(model: PreTrainedModel, input_ids: Tensor, prefill_chunk: int) -> Hip
         input_ids: unpadded tokens.
         prefill_chunk: tokens at a time.
     """
-    cache = HippocampusCache(model.config.num_hidden_layers, window_of(model.config))
+    cache = HippocampusCache(model.config, window_of(model.config))
     with tqdm(total=input_ids.shape[1], unit="token", desc="absorb", delay=5) as progress:
         for part in input_ids.split(prefill_chunk, dim=1):
             model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)

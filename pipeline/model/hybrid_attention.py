@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
 from pipeline.attention.sink_window import sink_window_attention
+from pipeline.attention.window import WindowSpec
 from pipeline.model.cache import HippocampusCache, HippocampusLayer
 from pipeline.model.compressive_attention import attend_compressive
 from pipeline.model.compressive_cache import CompressiveLayer
@@ -25,6 +26,7 @@ from pipeline.model.prefix import Prefix
 
 IMPLEMENTATION = "ahn"
 BASE_IMPLEMENTATION = "sdpa"
+DENSE_MASK_TOKENS = 4096
 
 
 def hybrid_attention(
@@ -35,36 +37,48 @@ def hybrid_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    ahn_memory: Memory,
+    ahn_memory: Memory | None,
+    ahn_sliding_window: int | None,
     ahn_hidden: Tensor,
     ahn_plan: DocumentPlan | HippocampusCache,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention output plus memory read, [B, T, Hq, D]; query [B, Hq, T, D], key and value [B, Hkv, K, D].
 
-    `ahn_hidden` are the layer's pre-normed hidden states [B, T, hidden], the input of the projections.
+    `ahn_hidden` are the layer's pre-normed hidden states [B, T, hidden], the input of the projections. A layer has
+    either a memory or a sliding window, the base's own.
 
     Raises:
         ValueError: the base wants something of attention that sinks + window does not do.
     """
-    check_plain(module, kwargs)
+    check_plain(module, kwargs, ahn_sliding_window)
     if isinstance(ahn_plan, HippocampusCache):
         layer = ahn_plan.layers[module.layer_idx]
         return _attend_cached(module, query, key, value, scaling, ahn_memory, ahn_hidden, layer), None
     if ahn_plan.shard is not None and ahn_plan.shard.keeps_tokens:
+        assert ahn_memory is not None, "halo mode is refused for bases with sliding layers"
         return attend_with_halo(query, key, value, scaling, ahn_memory, ahn_hidden, ahn_plan), None
-    return _attend_documents(module, query, key, value, scaling, ahn_memory, ahn_hidden, ahn_plan), None
+    layer = ahn_memory, ahn_sliding_window
+    return _attend_documents(module, query, key, value, scaling, *layer, ahn_hidden, ahn_plan), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, hybrid_attention)
 
 
-def check_plain(module: nn.Module, kwargs: Mapping[str, object]) -> None:
+def check_plain(module: nn.Module, kwargs: Mapping[str, object], sliding_window: int | None) -> None:
     """Refuses what a base passes to its attention if it is more than queries, keys and values ask for.
+
+    Args:
+        sliding_window: that its config gives the layer.
 
     Raises:
         ValueError: names it.
     """
+    if kwargs.get("sliding_window", sliding_window) != sliding_window:
+        raise ValueError(
+            f"{type(module).__name__} has a sliding window of {kwargs['sliding_window']} tokens where the base's "
+            f"config says {sliding_window}"
+        )
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__} passes `{name}` to its attention, which AHN does not support")
@@ -83,7 +97,8 @@ def _attend_documents(
     key: Tensor,
     value: Tensor,
     scaling: float,
-    memory: Memory,
+    memory: Memory | None,
+    sliding_window: int | None,
     hidden: Tensor,
     plan: DocumentPlan,
 ) -> Tensor:
@@ -94,12 +109,14 @@ def _attend_documents(
     prefixes = None if plan.prefixes is None else plan.prefixes.of_layer(module.layer_idx)
     parts = _whole_documents(query, key, value, plan, prefixes)
     outputs = [
-        sink_window_attention(q, k, v, span.document.window, scale=scaling)
+        attend_sliding(module, q, k, v, scaling, sliding_window)
+        if sliding_window is not None
+        else sink_window_attention(q, k, v, span.document.window, scale=scaling)
         if span.num_evicted
         else _base_attention(module, q, k, v, scaling)
         for span, (q, k, v) in zip(plan.spans, parts, strict=True)
     ]
-    if plan.use_memory:
+    if memory is not None and plan.use_memory:
         reads = _read_documents(memory, parts, hidden, plan, prefixes)
         # cat, not +=: an empty read keeps its parameters in the graph, so all ranks reduce the same gradients
         outputs = [
@@ -108,6 +125,23 @@ def _attend_documents(
         ]
     output = _place(outputs, plan)
     return output if plan.shard is None else plan.shard.to_tokens(output)
+
+
+def attend_sliding(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, sliding_window: int) -> Tensor:
+    """The last tokens of a document [B, Hkv, K, D] in a layer that the base itself gives a sliding window.
+
+    Short documents as the base computes them, with its dense mask: equal to the last bit. Others in linear time.
+    """
+    num_tokens = k.shape[2]
+    is_whole = q.shape[2] == num_tokens
+    if is_whole and num_tokens <= sliding_window:
+        return _base_attention(module, q, k, v, scaling)
+    if is_whole and num_tokens <= DENSE_MASK_TOKENS:
+        position = torch.arange(num_tokens, device=q.device)
+        ago = position[:, None] - position
+        mask = ((ago >= 0) & (ago < sliding_window)).expand(q.shape[0], 1, -1, -1)
+        return _base_attention(module, q, k, v, scaling, mask)
+    return sink_window_attention(q, k, v, WindowSpec(0, sliding_window), scale=scaling)
 
 
 def _whole_documents(
@@ -178,11 +212,11 @@ def _attend_cached(
     k: Tensor,
     v: Tensor,
     scaling: float,
-    memory: Memory,
+    memory: Memory | None,
     hidden: Tensor,
     layer: HippocampusLayer,
 ) -> Tensor:
-    """A step with a cache: k and v [B, Hkv, T, D] hold the new tokens."""
+    """A step with a cache: k and v [B, Hkv, T, D] hold the new tokens. Without a memory the layer's mode is `off`."""
     if isinstance(layer, CompressiveLayer):
         return attend_compressive(q, k, v, scaling, layer)
     gates = {} if layer.memory == "off" else memory.fn.write_gates(hidden)

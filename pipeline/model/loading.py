@@ -1,6 +1,5 @@
 """Loading bases and AHN models, and the window an AHN model infers with."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -11,12 +10,11 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint, read_adapter
-from pipeline.model.augment import DEFAULT_AHN, UnsupportedModelError, ahn_model_class
+from pipeline.model.augment import augment, check_complete
+from pipeline.model.base_check import augment_checked, check_family
 from pipeline.model.files import ADAPTER_CONFIG, find_weights
 from pipeline.model.published import find_published, read_published
-
-VERIFIED_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
-logger = logging.getLogger(__name__)
+from pipeline.model.supported import UnsupportedModelError, check_config
 
 
 def load_base(
@@ -26,6 +24,7 @@ def load_base(
     window: WindowSpec | None,
     dtype: torch.dtype,
     seed: int = 0,
+    check: bool = True,
 ) -> PreTrainedModel:
     """Loads a base with fresh memories: base frozen in `dtype`, AHN parameters trainable in float32.
 
@@ -35,28 +34,39 @@ def load_base(
         window: what the model infers with where a call does not say; None: 128 sinks + 32,640.
         dtype: of the base.
         seed: of the memories' initial values.
+        check: whether to compute that AHN is exact on this base (base_check.py), where that is not known yet.
 
     Raises:
         UserError: no such model, or one that cannot be augmented.
     """
-    base_config = load_config(path_or_id)
-    model_class = ahn_model_class(causal_lm_class(base_config))
-    ahn = {**DEFAULT_AHN, "cell": memory.cell, "init": memory.init}
+    config = load_config(path_or_id)
+    check_config(config)
+    find_weights(path_or_id)
+    if check:
+        check_family(config)
+    base = _read_weights(causal_lm_class(config), path_or_id, dtype)
+    ahn = {"cell": memory.cell, "init": memory.init}
     if window is not None:
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
-    fields = {k: v for k, v in base_config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
-    config = model_class.config_class(**fields, ahn=ahn)
-    find_weights(path_or_id)
-    ignored = model_class._keys_to_ignore_on_load_missing
-    model_class._keys_to_ignore_on_load_missing = [r"\.ahn\."]  # a base has none: no warning for that
+    return freeze_base(augment_checked(base, ahn, seed) if check else augment(base, ahn, seed))
+
+
+def _read_weights(model_class: type, path_or_id: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of a class or Auto class, all of whose tensors are in its files.
+
+    Raises:
+        UserError: they are not, or do not fit.
+    """
     try:
-        model = model_class.from_pretrained(path_or_id, config=config, dtype=dtype, use_safetensors=True)
-    except OSError as error:
+        model, report = model_class.from_pretrained(
+            path_or_id, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {path_or_id}: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        model_class._keys_to_ignore_on_load_missing = ignored
-    initialise_memories(model, seed)
-    return freeze_base(model)
+    check_complete(report["missing_keys"], path_or_id)
+    return model
 
 
 def load_config(path_or_id: str) -> PretrainedConfig:
@@ -69,20 +79,6 @@ def load_config(path_or_id: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {path_or_id}: {' '.join(str(error).split())[:300]}") from error
-
-
-def initialise_memories(model: PreTrainedModel, seed: int) -> None:
-    """Sets every memory to the initial values that the config asks for, a function of (seed, layer) alone."""
-    for index, layer in enumerate(model.get_decoder().layers):
-        generator = torch.Generator().manual_seed(seed * 100_003 + index)
-        layer.ahn.float()  # a parameter missing from the base's files comes in the base's dtype
-        parameters = dict(layer.ahn.fn.named_parameters())
-        with torch.no_grad():
-            values = layer.ahn.fn.initial_values(generator)
-            if model.config.ahn["init"] == "long_memory":
-                values |= layer.ahn.fn.long_memory_values()
-            for name, value in values.items():
-                parameters[name].copy_(value)
 
 
 def freeze_base(model: PreTrainedModel) -> PreTrainedModel:
@@ -101,7 +97,7 @@ def set_window(model: PreTrainedModel, window: WindowSpec) -> None:
     }
 
 
-def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None) -> PreTrainedModel:
+def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None, check: bool = True) -> PreTrainedModel:
     """Loads the adapter's base (or `base`) in `dtype` and the adapter's memories into it.
 
     Raises:
@@ -116,7 +112,7 @@ def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None) -
             f"but --base {base} has fingerprint {found[:12]}"
         )
     window = WindowSpec(info["num_sink_tokens"], info["window_size"])
-    model = load_base(base, memory=MemoryConfig(**info["memory"]), window=window, dtype=dtype)
+    model = load_base(base, memory=MemoryConfig(**info["memory"]), window=window, dtype=dtype, check=check)
     return _fill_memories(model, state, f"adapter {folder}", base)
 
 
@@ -135,30 +131,29 @@ def _fill_memories(model: PreTrainedModel, state: dict[str, torch.Tensor], origi
     return model
 
 
-def load_model(path: str, *, dtype: torch.dtype, base: str | None = None) -> PreTrainedModel:
+def load_model(path: str, *, dtype: torch.dtype, base: str | None = None, check: bool = True) -> PreTrainedModel:
     """Loads an adapter folder (onto `base`, or the base it names), a published AHN checkpoint (folder or hub id, onto
     `base`), a merged folder, or a plain base.
 
-    A plain base comes back as it is: full attention, no memory.
+    A plain base comes back as it is: full attention, no memory. `check`: as in `load_base`.
 
     Raises:
         UserError: nothing loadable there; an adapter whose base is missing or another one.
     """
     if (Path(path) / ADAPTER_CONFIG).is_file():
-        return load_adapter(Path(path), dtype=dtype, base=base)
+        return load_adapter(Path(path), dtype=dtype, base=base, check=check)
     published = find_published(path)
     if published is not None:
         if base is None:
             raise UserError(f"--model {path} is a published AHN checkpoint, which does not name its base: give --base")
         cell, state = read_published(published)
-        model = load_base(base, memory=MemoryConfig(cell=cell), window=None, dtype=dtype)
+        model = load_base(base, memory=MemoryConfig(cell=cell), window=None, dtype=dtype, check=check)
         return _fill_memories(model, state, f"--model {path}", base)
-    load_config(path)
+    config = load_config(path)
     find_weights(path)
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except OSError as error:
-        raise UserError(f"--model {path}: {' '.join(str(error).split())[:300]}") from error
+    if check and hasattr(config, "ahn"):
+        check_family(config)
+    return _read_weights(AutoModelForCausalLM, path, dtype)
 
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -169,6 +164,4 @@ def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(f"{config.model_type}: transformers has no decoder language model of this type")
-    if config.model_type not in VERIFIED_FAMILIES:
-        logger.warning("%s is not among the families checked here (%s)", config.model_type, VERIFIED_FAMILIES)
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

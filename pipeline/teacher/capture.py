@@ -73,7 +73,7 @@ def begin_capture(plan: CapturePlan) -> None:
     Raises:
         UserError: it holds something else or cannot be written, or the model is of an unsupported kind.
     """
-    check_teacher(plan.config.model)
+    check_teacher(plan.config.model, plan.config.check_base)
     output, info = plan.config.output, plan.describe_cache(plan.teacher_sha256)
     with _writing(output):
         begin_cache(output, info)

@@ -1,4 +1,4 @@
-"""Full attention over packed documents, whole or a chunk at a time: what the offline teacher's forwards consist of.
+"""The base's attention over packed documents, whole or a chunk at a time: what the offline teacher's forwards use.
 
 transformers' attention modules call the function registered here in place of their own; its kernel is the base's, on
 the slices on which the on-the-fly teacher calls it.
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pipeline.model.hybrid_attention import BASE_IMPLEMENTATION, check_plain
+from pipeline.model.hybrid_attention import BASE_IMPLEMENTATION, attend_sliding, check_plain
 from pipeline.model.sequence_shard import SequenceShard
+from pipeline.model.supported import sliding_windows
 
 IMPLEMENTATION = "documents"
 
@@ -92,20 +93,26 @@ def document_attention(
     """Attention output [1, T, Hq, D]; query [1, Hq, T, D], key and value [1, Hkv, K, D].
 
     K is T, except in a chunk of a document, which comes alone. With a `shard` T are this rank's tokens, and `documents`
-    lie in the whole row.
+    lie in the whole row. Layers to which the base itself gives a sliding window keep it.
 
     Raises:
         ValueError: the base wants more of attention.
     """
-    check_plain(module, kwargs)
-    attend = ALL_ATTENTION_FUNCTIONS[BASE_IMPLEMENTATION]
+    sliding_window = sliding_windows(module.config)[module.layer_idx]
+    check_plain(module, kwargs, sliding_window)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if sliding_window is not None:
+            return attend_sliding(module, q, k, v, kwargs["scaling"], sliding_window)
+        return ALL_ATTENTION_FUNCTIONS[BASE_IMPLEMENTATION](module, q, k, v, mask, **kwargs)[0]
+
     if shard is not None:
         query, key, value = shard.to_heads(query, key, value)
     if len(documents) == 1:
-        output, _ = attend(module, query, key, value, attention_mask, **kwargs)
+        output = attend(query, key, value, attention_mask)
     else:
         outputs = [
-            attend(module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None, **kwargs)[0]
+            attend(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None)
             for start, end in documents
         ]
         output = torch.cat(outputs, 1)

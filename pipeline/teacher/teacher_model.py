@@ -13,8 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from pipeline.config import TeacherCacheConfig
 from pipeline.data.shard_format import PackedSample
-from pipeline.model.augment import check_supported
+from pipeline.model.base_check import check_family
 from pipeline.model.loading import causal_lm_class, load_config, load_model
+from pipeline.model.supported import check_supported
 from pipeline.teacher.document_attention import IMPLEMENTATION, Piece, split_sample
 
 
@@ -78,8 +79,12 @@ class Teacher:
         """To be called when there is no work left for this process; calls `show_progress` while others need it."""
 
 
-def check_teacher(model: str) -> None:
+def check_teacher(model: str, check_base: bool = True) -> None:
     """Refuses what is no base of an AHN model, without its weights.
+
+    Args:
+        model: folder or hub id.
+        check_base: whether to run a small copy of it (pipeline/model/base_check.py).
 
     Raises:
         UserError: no such model, or one that cannot be augmented.
@@ -88,6 +93,8 @@ def check_teacher(model: str) -> None:
     with torch.device("meta"):
         base = causal_lm_class(config)(config)
     check_supported(base, base.get_decoder(), config)
+    if check_base:
+        check_family(config)
 
 
 def load_teacher(config: TeacherCacheConfig) -> nn.Module:

@@ -18,7 +18,7 @@ from pipeline.data.collate import Batch
 from pipeline.distributed.groups import Ranks
 from pipeline.metrics.accounting import parse_architecture
 from pipeline.metrics.step_flops import find_peak_tflops, head_flops, student_flops, teacher_flops
-from pipeline.model.base_config import read_base_config
+from pipeline.model.loading import load_config
 
 PHASES = ("teacher", "student", "backward", "optimizer", "comm")
 
@@ -31,7 +31,7 @@ class StepMeter:
         self._peak = _peak_tflops(config, ranks.device)
         self._architecture = None
         if self._peak is not None:
-            self._architecture = parse_architecture(read_base_config(config.model), config.model)
+            self._architecture = parse_architecture(load_config(config.model).to_dict(), config.model)
         self._started = self._data_s = 0.0
         self._bytes_before = 0
 

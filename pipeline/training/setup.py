@@ -8,12 +8,14 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from pipeline.attention.window import WindowSpec
+from pipeline.config import TrainRunConfig
 from pipeline.distributed.groups import Ranks, gather_objects, raise_together
 from pipeline.errors import UserError
 from pipeline.model.adapter import base_fingerprint
-from pipeline.model.loading import load_base
+from pipeline.model.loading import load_base, load_config
 from pipeline.model.partitioning import partition_frozen
 from pipeline.model.sequence_shard import SequenceLayout
+from pipeline.model.supported import sliding_windows
 from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.training.cached_teacher import check_teacher
 from pipeline.training.checkpoint import find_checkpoint, load_state, load_tensors
@@ -76,6 +78,7 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
         UserError: the model or the checkpoint cannot be read.
     """
     config, train = plan.config, plan.config.train
+    _check_halo(config)
     state, weights, moments = _load_checkpoint(checkpoint, ranks)
     model = load_base(
         config.model,
@@ -83,6 +86,7 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
         window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
         dtype=getattr(torch, train.base_dtype),
         seed=train.seed,
+        check=config.check_base,
     )
     if plan.deepspeed.get("zero_optimization", {}).get("stage") == 3:
         partition_frozen(model, plan.deepspeed, ranks.device)
@@ -100,6 +104,19 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
     if moments:
         restore_moments(engine, moments, num_updates=state.step - state.skipped_steps)
     return engine, state
+
+
+def _check_halo(config: TrainRunConfig) -> None:
+    """
+    Raises:
+        UserError: ranks would pass on the memory's window only, where layers have windows of their own.
+    """
+    is_halo = config.sequence_parallel_size > 1 and config.sequence_parallel_mode == "halo"
+    if is_halo and any(sliding_windows(load_config(config.model))):
+        raise UserError(
+            f"--sequence_parallel_mode halo: --model {config.model} has layers with a sliding window of their own; use "
+            f"--sequence_parallel_mode ulysses"
+        )
 
 
 def _load_checkpoint(checkpoint: Path | None, ranks: Ranks) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:

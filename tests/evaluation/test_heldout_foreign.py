@@ -45,7 +45,7 @@ def reader(model, variant="ahn", prefill_chunk=32) -> Reader:
 @torch.no_grad()
 def read_step_by_step(model, own, other):
     """[N, hidden]: `own` writes nothing and, at each token, reads the state that `other` has after as many."""
-    writes, lent = (HippocampusCache(2, TINY_WINDOW, memory=mode) for mode in ("no_writes", "on"))
+    writes, lent = (HippocampusCache(model.config, TINY_WINDOW, memory=mode) for mode in ("no_writes", "on"))
     found = []
     for token, beside in zip(own.split(1), other.split(1), strict=True):
         model.get_decoder()(input_ids=beside[None], past_key_values=lent, use_cache=True)

@@ -40,7 +40,7 @@ def test_parameters_and_kept_bytes_are_those_of_a_real_model(cell, tmp_path):
     model = load_base(str(tmp_path), memory=MemoryConfig(cell=cell), window=window, dtype=torch.bfloat16)
     architecture = load_architecture(str(tmp_path))
     assert count_parameters(architecture, cell) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    cache = HippocampusCache(3, window)
+    cache = HippocampusCache(model.config, window)
     with torch.no_grad():
         model(torch.ones(2, 40, dtype=torch.int64), past_key_values=cache)
     account = compute_account(architecture, cell, 40, window, bytes_per_element=2, rows=2)

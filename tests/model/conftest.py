@@ -1,4 +1,4 @@
-"""A tiny base of each verified family on disk, and AHN models whose memory acts."""
+"""A tiny base of several families on disk, and AHN models whose memory acts."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -37,6 +39,15 @@ FAMILIES = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=16)),
     "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
     "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)),
+    "gemma3": (  # a layer that keeps a sliding window of its own
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **SIZES,
+            head_dim=16,
+            sliding_window=20,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+        ),
+    ),
 }
 WINDOW = WindowSpec(num_sink_tokens=4, window_size=12)
 

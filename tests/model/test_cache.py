@@ -13,7 +13,7 @@ GREEDY = {"do_sample": False, "pad_token_id": 0}
 
 
 def absorb(model, tokens, mask=None):
-    cache = HippocampusCache(3, WINDOW)
+    cache = HippocampusCache(model.config, WINDOW)
     model(tokens, attention_mask=mask, past_key_values=cache)
     return cache
 
@@ -30,7 +30,8 @@ def test_chunked_prefill_generates_the_same(base, tokens, chunk_size):
 @torch.no_grad()
 def test_two_turns_are_one(base, tokens):
     """A second turn goes on from the cache of the first; the cache is re-entrant."""
-    model, cache = base.load_acting(), HippocampusCache(3, WINDOW)
+    model = base.load_acting()
+    cache = HippocampusCache(model.config, WINDOW)
     first = model.generate(tokens[:, :20], past_key_values=cache, max_new_tokens=6, **GREEDY)
     conversation = torch.cat([first, tokens[:, 20:33]], 1)
     second = model.generate(conversation, past_key_values=cache, max_new_tokens=9, **GREEDY)
@@ -114,7 +115,7 @@ def test_crop_takes_no_more_than_there_is(base_of_family, tokens, tokens_to_remo
 
 def test_an_empty_cache_can_be_saved(base_of_family, tmp_path):
     model = base_of_family.load_acting()
-    save_cache(HippocampusCache(3, WINDOW), model, tmp_path / "empty")
+    save_cache(HippocampusCache(model.config, WINDOW), model, tmp_path / "empty")
     assert load_cache(tmp_path / "empty", model).get_seq_length() == 0
 
 
@@ -141,7 +142,7 @@ def test_several_sequences_from_one_prompt(base, tokens):
 @torch.no_grad()
 def test_a_short_prompt_takes_little_room_in_a_long_window(base_of_family, tokens):
     model = base_of_family.load_acting(torch.float32)
-    cache = HippocampusCache(3, WindowSpec(128, 32_640))
+    cache = HippocampusCache(model.config, WindowSpec(128, 32_640))
     model(tokens, past_key_values=cache)
     assert cache.layers[0].keys.shape[2] < 200
 

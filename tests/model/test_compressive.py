@@ -106,7 +106,7 @@ def test_a_long_step_is_read_in_blocks(model):
 @torch.no_grad()
 def test_the_slots_matter_and_so_does_how_they_are_pooled(model):
     tokens = text(54)
-    window_only = read(model, tokens, HippocampusCache(3, WINDOW, memory="off"), [54])
+    window_only = read(model, tokens, HippocampusCache(model.config, WINDOW, memory="off"), [54])
     maximum, mean = (read(model, tokens, new_cache(model, pooling=p), [54]) for p in ("max", "mean"))
     first = WINDOW.lossless_budget + 3  # completes the first block
     for a, b in ((maximum, window_only), (mean, window_only), (maximum, mean)):
@@ -117,7 +117,7 @@ def test_the_slots_matter_and_so_does_how_they_are_pooled(model):
 def test_slots_and_waiting_tokens_take_the_bytes_of_the_state(folder, dtype):
     model = Base(folder, "gated_delta_net").load_acting(dtype)
     compressive = CompressiveCache(model.config, dtype, WINDOW, "mean")
-    hippocampus = HippocampusCache(3, WINDOW)
+    hippocampus = HippocampusCache(model.config, WINDOW)
     tokens = text(120, rows=1)
     with torch.no_grad():
         model(tokens[:, :16], past_key_values=compressive)

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.supported import sliding_windows
 from tests.model.conftest import CELLS, WINDOW
 
 TOLERANCE = 1e-9
@@ -17,7 +18,7 @@ def hidden(model, tokens, **kwargs):
 
 def in_chunks(model, tokens, chunks, attention_mask=None, window=WINDOW):
     """Logits of every token from a cache that is fed chunk by chunk."""
-    cache, start, logits = HippocampusCache(model.config.num_hidden_layers, window), 0, []
+    cache, start, logits = HippocampusCache(model.config, window), 0, []
     for size in chunks:
         end = start + size
         mask = None if attention_mask is None else attention_mask[:, :end]
@@ -68,7 +69,7 @@ def test_within_the_budget_it_is_the_base_to_the_last_bit(base, tokens, length, 
 def test_cached_steps_within_the_budget_are_the_bases_to_the_last_bit(base, tokens):
     """Sinks that have left the window included: window 12, budget 16."""
     model, plain = base.load_acting(torch.float32), base.load()
-    ours, theirs = HippocampusCache(3, WINDOW), None
+    ours, theirs = HippocampusCache(model.config, WINDOW), None
     for start, end in ((0, 5), (5, 13), (13, 14), (14, 15), (15, 16)):
         step = plain(tokens[:, start:end], past_key_values=theirs, use_cache=True)
         theirs = step.past_key_values
@@ -82,7 +83,12 @@ def test_untrained_it_is_sinks_and_window(base, tokens, length):
     model, plain = base.load_untrained().double(), base.load().double()
     position = torch.arange(length)
     visible = torch.from_numpy(WINDOW.visible(position[:, None].numpy(), position[None].numpy()))
-    expected = plain(tokens, attention_mask=visible[None, None].expand(2, 1, -1, -1)).logits
+    masks = visible[None, None].expand(2, 1, -1, -1)
+    if any(sliding_windows(plain.config)):
+        ago = position[:, None] - position
+        own = ((ago >= 0) & (ago < plain.config.sliding_window))[None, None].expand(2, 1, -1, -1)
+        masks = {"full_attention": masks, "sliding_attention": own}
+    expected = plain(tokens, attention_mask=masks).logits
     torch.testing.assert_close(model(tokens, use_cache=False).logits, expected, rtol=0, atol=TOLERANCE)
     without = model.get_decoder()(tokens, use_cache=False, use_memory=False).last_hidden_state
     assert torch.equal(hidden(model, tokens), without)
@@ -226,14 +232,15 @@ def test_activation_checkpointing_changes_no_gradient(base, tokens):
 @torch.no_grad()
 def test_the_cache_stops_growing_and_holds_what_the_formula_says(base, tokens):
     model = base.load_acting(torch.float32)
-    cache = HippocampusCache(3, WINDOW)
+    cache = HippocampusCache(model.config, WINDOW)
     sizes = []
     for start in range(0, 48, 8):
         model(tokens[:, start : start + 8], past_key_values=cache)
         sizes.append(cache.num_bytes())
-    sinks, window, kv_heads, heads, dim, layers, rows = 4, 12, 2, 4, 16, 3, 2
+    sinks, window, kv_heads, heads, dim, rows = 4, 12, 2, 4, 16, 2
     kept = 2 * (sinks + window) * kv_heads * dim + CELLS[base.cell] * window * heads + heads * dim * dim
-    assert sizes[2:] == [layers * rows * kept * 4] * 4
+    own = [2 * size * kv_heads * dim for size in sliding_windows(model.config) if size]  # of layers without a memory
+    assert sizes[2:] == [rows * ((3 - len(own)) * kept + sum(own)) * 4] * 4
 
 
 @torch.no_grad()

@@ -29,10 +29,10 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
 from pipeline.model.adapter import adapter_state, base_fingerprint, save_adapter
-from pipeline.model.augment import check_supported
 from pipeline.model.export import export_published, merge_adapter
 from pipeline.model.files import ADAPTER_CONFIG, resolve_model
 from pipeline.model.loading import load_base, load_model, set_window
+from pipeline.model.supported import check_supported
 from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.teacher.teacher_model import check_teacher
 from tests.model.conftest import SIZES, WINDOW, Base
@@ -153,7 +153,7 @@ def test_memories_are_a_function_of_the_seed(base):
     ("model_class", "config", "reason"),
     [
         (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=16), "sliding_window = 16"),
-        (Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=16), "sliding_attention"),
+        (Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=16), "attn_logit_softcapping"),
         (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50), "gpt2"),
     ],
     ids=["mistral-sliding", "gemma2", "gpt2"],

@@ -43,7 +43,7 @@ def test_chunks_and_one_forward_differ_no_more_than_the_bases_own(model, smollm2
     base_error = (in_chunks(plain, text_tokens, DynamicCache(config=plain.config)) - base_whole).abs().max()
 
     whole = model(text_tokens, use_cache=False).logits
-    error = (in_chunks(model, text_tokens, HippocampusCache(30, WINDOW)) - whole).abs().max()
+    error = (in_chunks(model, text_tokens, HippocampusCache(model.config, WINDOW)) - whole).abs().max()
     print(f"largest logit {whole.abs().max():.1f}; ours {error:.2e}, the base's own {base_error:.2e}")
     assert error <= 1e-4 * whole.abs().max()
     assert error <= 3 * base_error

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from pipeline.config import TeacherCacheConfig
 from pipeline.data.shard_format import PackedSample
-from pipeline.model.augment import UnsupportedModelError
 from pipeline.model.loading import load_model
+from pipeline.model.supported import UnsupportedModelError
 from pipeline.teacher.document_attention import Piece, split_sample
 from pipeline.teacher.teacher_model import Teacher, check_teacher
 from tests.distributed.processes import environment
@@ -103,7 +103,7 @@ def test_a_chunk_sees_what_came_before_and_itself_up_to_each_token() -> None:
 def test_a_base_without_full_attention_is_no_teacher_and_its_weights_are_not_read(tmp_path) -> None:
     config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=0)
     config.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="layers of type"):
+    with pytest.raises(UnsupportedModelError, match="no layer of the base has full attention"):
         check_teacher(str(tmp_path))
 
 

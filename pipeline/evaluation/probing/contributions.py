@@ -9,28 +9,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.attention.window import WindowSpec
+from pipeline.errors import UserError
 from pipeline.evaluation.probing.passes import embed, read_whole, zeroed_memories
 from pipeline.losses.chunked_kl import score_positions
+from pipeline.model.augment import memory_layers
 
 Shares = dict[int, Tensor]
 
 
 @torch.no_grad()
 def memory_shares(model: PreTrainedModel, ids: Tensor, window: WindowSpec) -> Tensor:
-    """|memory read| / |attention output| of each layer, before o_proj, over all heads: [layers, N - W].
+    """|memory read| / |attention output| of each layer with a memory, before o_proj, over all heads: [layers, N - W].
 
     Column i is the query at position W + i, the (i + 1)-th that reads the memory. Both norms are of a token's vector
     [Hq * D]; the attention output is that of sinks + window.
     """
     shares: Shares = {}
     with ExitStack() as hooks:
-        for index, layer in enumerate(model.get_decoder().layers):
+        for index, layer in memory_layers(model).items():
             reads: list[Tensor] = []
             hooks.enter_context(layer.ahn.fn.register_forward_hook(partial(_keep_read, reads)))
             divide = partial(_divide, reads, shares, index)
-            hooks.enter_context(layer.self_attn.o_proj.register_forward_pre_hook(divide))
+            hooks.enter_context(_output_projection(layer.self_attn).register_forward_pre_hook(divide))
         read_whole(model, embed(model, ids), window)
-    return torch.stack([shares[index] for index in range(len(shares))])
+    return torch.stack([shares[index] for index in memory_layers(model)])
+
+
+def _output_projection(attention: nn.Module) -> nn.Module:
+    """What follows the heads' outputs; families name it differently."""
+    for name in ("o_proj", "out_proj", "dense"):
+        if hasattr(attention, name):
+            return getattr(attention, name)
+    raise UserError(f"--suites probing: {type(attention).__name__} has no output projection of a known name")
 
 
 def _keep_read(reads: list[Tensor], _module: nn.Module, _args: tuple, output: Tensor) -> None:

@@ -103,7 +103,7 @@ def _layers(layers: dict[str, Any]) -> Section:
         f"with all memories, {silent['kl']:.4f} with none. Above zero in the picture, a layer's memory helps."
     )
     rows = [["all memories", f"{layers['intact']:.5f}", "", ""], _row("no memory", silent)]
-    rows += [_row(f"without layer {index}'s", row) for index, row in enumerate(layers["without"])]
+    rows += [_row(f"without layer {row['layer']}'s", row) for row in layers["without"]]
     table = Table(["memories", "KL (nats)", "added", "95 % interval"], rows, "Every layer", is_folded=True)
     picture = Picture(plot_effects(layers), "KL that zeroing each layer's memory adds")
     note = f"Intervals: 95 %, paired bootstrap over {layers.get('texts', 'the')} texts."

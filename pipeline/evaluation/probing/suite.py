@@ -17,6 +17,7 @@ from pipeline.evaluation.probing.sections import make_sections
 from pipeline.evaluation.probing.summary import bin_shares, summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.model.augment import memory_layers
 
 DEFAULT_WINDOWS, DEFAULT_ZEROING_WINDOWS = 4, 3
 NUM_PARTS = 4
@@ -73,7 +74,7 @@ class ProbingSuite:
         model, piece = readers["ahn"].model, self._pieces[key]
         if part == "tokens":
             return {"document": piece.document, **self._probe_tokens(model, _shortened(piece, self._length))}
-        layers = range(model.config.num_hidden_layers)
+        layers = list(memory_layers(model))
         without = {"none": (), "all": layers, **{str(layer): (layer,) for layer in layers}}
         names = list(without)[int(part.removeprefix("zeroed")) :: NUM_PARTS]
         piece = _shortened(piece, self._zeroing_length)

@@ -126,5 +126,5 @@ def _by_layer(records: Sequence[Record]) -> dict[str, Any]:
         "tokens": int(sums[INTACT][:, 0].sum()),
         "intact": sums[INTACT][:, 1].sum() / sums[INTACT][:, 0].sum(),
         "silent": row(SILENT),
-        "without": [row(name) for name in names[2:]],
+        "without": [{"layer": int(name), **row(name)} for name in names[2:]],
     }

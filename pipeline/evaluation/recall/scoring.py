@@ -51,7 +51,7 @@ def score_memory(model: PreTrainedModel, documents: RecallDocuments) -> float:
 def score_foreign_state(model: PreTrainedModel, documents: RecallDocuments) -> float:
     """Share of right answers when, before the first question, each document gets the memory of the one before it."""
     ids, first = torch.from_numpy(documents.input_ids), int(documents.questions[0])
-    cache = HippocampusCache(model.config.num_hidden_layers, window_of(model.config))
+    cache = HippocampusCache(model.config, window_of(model.config))
     model(ids[:, :first], past_key_values=cache, logits_to_keep=1)
     for layer in cache.layers:
         layer.state = layer.state.roll(1, 0)
