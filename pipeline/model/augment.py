@@ -25,7 +25,8 @@ from pipeline.attention.window import Document, WindowSpec
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.conversions import adopt_conversions
-from pipeline.model.hybrid_attention import IMPLEMENTATION
+from pipeline.model.fixed_choices import OwnAttention, OwnAttentionConfig, OwnCache
+from pipeline.model.handed_memory import hand_to_attention
 from pipeline.model.plan import DocumentPlan, documents_of_mask
 from pipeline.model.prefix import PrefixStore
 from pipeline.model.sequence_shard import SequenceShard
@@ -40,7 +41,7 @@ def window_of(config: PretrainedConfig) -> WindowSpec:
     return WindowSpec(config.ahn["num_sink_tokens"], config.ahn["window_size"])
 
 
-class _AHNInit:
+class _AHNInit(OwnAttention):
     """Initialises memories where transformers finds no weights for them (global RNG, as it does for its own)."""
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,7 +130,7 @@ def _as_hippocampus_cache(cache: Cache | None, config: PretrainedConfig) -> Hipp
     return HippocampusCache(config, window_of(config))
 
 
-class _AHNCausalLM(_AHNInit):
+class _AHNCausalLM(OwnCache, _AHNInit):
     """Mixed into the CausalLM: builds the memories, and `generate` gets the right cache."""
 
     _keep_in_fp32_modules_strict = ["ahn"]  # noqa: RUF012 (transformers' own idiom)
@@ -221,21 +222,7 @@ def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
         if sliding_window is None:
             cell, sizes = config.ahn["cell"], (config.hidden_size, config.num_attention_heads, attention.head_dim)
             memory = layer.ahn = Memory(cell, *sizes)
-        hand_over = functools.partial(_hand_over, memory, sliding_window)
-        attention.register_forward_pre_hook(hand_over, with_kwargs=True)
-    config._attn_implementation = IMPLEMENTATION
-
-
-def _hand_over(
-    memory: Memory | None,
-    sliding_window: int | None,
-    _module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    handed = {"ahn_memory": memory, "ahn_sliding_window": sliding_window, "ahn_hidden": hidden_states}
-    return args, {**kwargs, **handed}
+        hand_to_attention(memory, sliding_window, attention)
 
 
 @functools.cache
@@ -251,7 +238,7 @@ def ahn_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     base_config = base.config_class
     config_class = type(
         f"AHN{base_config.__name__}",
-        (base_config,),
+        (OwnAttentionConfig, base_config),
         {
             "model_type": f"{PREFIX}{base_config.model_type}",
             "ahn": None,

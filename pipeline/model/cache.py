@@ -47,6 +47,7 @@ class HippocampusLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.set_padding(self.padding)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,10 @@ class HippocampusLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return key_states, value_states
+
+    def set_padding(self, padding: Tensor | None) -> None:
+        """Keeps it where the layer's keys are, which device_map may spread over devices."""
+        self.padding = padding if padding is None or self.keys is None else padding.to(self.keys.device)
 
     def positions(self, start: int, end: int) -> Tensor:
         """Position of columns [start, end) in each row's document, [1 or B, end - start]; negative for padding."""
@@ -259,7 +264,7 @@ class HippocampusCache(Cache):
             if not bool((mask.sum(-1) == width - padding).all()):
                 raise ValueError("with a cache, attention_mask may hide left padding only: pad prompts on the left")
         for layer in self.layers:
-            layer.padding = padding
+            layer.set_padding(padding)
         return padding
 
     def snapshot(self) -> "HippocampusCache":

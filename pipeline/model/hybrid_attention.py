@@ -21,6 +21,7 @@ from pipeline.model.compressive_attention import attend_compressive
 from pipeline.model.compressive_cache import CompressiveLayer
 from pipeline.model.gate_exchange import GateExchange
 from pipeline.model.halo_attention import attend_with_halo
+from pipeline.model.handed_memory import HandedMemory, own_parameters
 from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import Prefix
 
@@ -37,8 +38,7 @@ def hybrid_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    ahn_memory: Memory | None,
-    ahn_sliding_window: int | None,
+    ahn_memory: HandedMemory,
     ahn_hidden: Tensor,
     ahn_plan: DocumentPlan | HippocampusCache,
     **kwargs: object,
@@ -51,14 +51,16 @@ def hybrid_attention(
     Raises:
         ValueError: the base wants something of attention that sinks + window does not do.
     """
-    check_plain(module, kwargs, ahn_sliding_window)
+    memory, sliding_window = ahn_memory.take()
+    check_plain(module, kwargs, sliding_window)
     if isinstance(ahn_plan, HippocampusCache):
         layer = ahn_plan.layers[module.layer_idx]
-        return _attend_cached(module, query, key, value, scaling, ahn_memory, ahn_hidden, layer), None
+        with own_parameters(None if memory is None else memory.fn):
+            return _attend_cached(module, query, key, value, scaling, memory, ahn_hidden, layer), None
     if ahn_plan.shard is not None and ahn_plan.shard.keeps_tokens:
-        assert ahn_memory is not None, "halo mode is refused for bases with sliding layers"
-        return attend_with_halo(query, key, value, scaling, ahn_memory, ahn_hidden, ahn_plan), None
-    layer = ahn_memory, ahn_sliding_window
+        assert memory is not None, "halo mode is refused for bases with sliding layers"
+        return attend_with_halo(query, key, value, scaling, memory, ahn_hidden, ahn_plan), None
+    layer = memory, sliding_window
     return _attend_documents(module, query, key, value, scaling, *layer, ahn_hidden, ahn_plan), None
 
 
