@@ -27,6 +27,7 @@ from pipeline.model.cache import HippocampusCache
 from pipeline.model.conversions import adopt_conversions
 from pipeline.model.fixed_choices import OwnAttention, OwnAttentionConfig, OwnCache
 from pipeline.model.handed_memory import hand_to_attention
+from pipeline.model.packed_rows import RowArguments, packed_documents
 from pipeline.model.plan import DocumentPlan, documents_of_mask
 from pipeline.model.prefix import PrefixStore
 from pipeline.model.sequence_shard import SequenceShard
@@ -72,21 +73,30 @@ class _AHNDecoder(_AHNInit):
     ) -> Any:
         """As the base's forward, and:
 
-        documents: who sees whom in a batch [B, T] without a cache; default: one document a row, as attention_mask
-            (left or right padding) says, with the config's window. A document with window None gets full attention.
+        documents: who sees whom in a batch [B, T] without a cache; default: with the config's window, documents as
+            position_ids that start again, cu_seq_lens_q and cu_seq_lens_k or seq_idx say (packed_rows.py), else one a
+            row, as attention_mask (left or right padding) says. A document with window None gets full attention.
         use_memory: False leaves the memory out: plain sinks + window.
         prefixes: for documents of which the row holds only what comes after their lossless prefix.
         record: takes the prefixes of its documents from this forward.
         shard: input_ids and position_ids [1, n] are this rank's part of the one row that `documents` describe.
 
         Raises:
-            ValueError: documents with a cache, a cache of another kind, a mask of another form.
+            ValueError: documents with a cache, a cache of another kind, a mask of another form, arguments that
+                contradict each other about where documents begin.
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"AHN models take an attention_mask [batch, tokens], found {list(attention_mask.shape)}")
+        may_cache, arguments = not (self.training and torch.is_grad_enabled()), RowArguments.take(kwargs)
+        if documents is None:
+            cached = past_key_values is not None or bool(use_cache and may_cache)
+            where = position_ids, attention_mask, tuple(tokens.shape[:2]), window_of(self.config)
+            documents = packed_documents(arguments, *where, cached=cached)
+        else:
+            arguments.refuse_beside_documents()
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        use_cache = use_cache and documents is None and not (self.training and torch.is_grad_enabled())
+        use_cache = use_cache and may_cache and documents is None
         if use_cache or past_key_values is not None:
             if documents is not None or not use_memory:
                 raise ValueError("`documents` and `use_memory=False` are for forwards without a cache")
