@@ -23,9 +23,18 @@ _PROBE_ELEMENTS = 64
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and the first and last elements of all parameters; milliseconds."""
+    """sha256 over names, shapes, dtypes and the first and last elements of all parameters; milliseconds.
+
+    Raises:
+        UserError: weights are offloaded, and so not there to be looked at.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UserError(
+                f"{name} is offloaded by device_map, and a cache's file names the weights that made it: load the model "
+                f"without offload to save or load a cache"
+            )
         flat = parameter.detach().flatten()
         probe = torch.cat([flat[:_PROBE_ELEMENTS], flat[-_PROBE_ELEMENTS:]]).double().cpu()
         digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode() + probe.numpy().tobytes())

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.model.cache import HippocampusLayer
+from pipeline.errors import UserError
+from pipeline.model.cache import HippocampusCache, HippocampusLayer
+from pipeline.model.cache_file import save_cache
 from tests.model.conftest import CELLS, WINDOW, Base
 
 PARTS_OF_A_LAYER = {"self_attn": "disk", "mlp": "cpu", "input_layernorm": "disk", "post_attention_layernorm": "cpu"}
@@ -35,6 +37,8 @@ def test_an_offloaded_model_is_the_model(base_folders, tokens, tmp_path, cell):
             assert torch.equal(found, model(tokens[:, :length], use_cache=False).logits)
         assert torch.equal(offloaded.generate(tokens[:, :14], **options), generated)
         assert next(offloaded.get_decoder().layers[2].ahn.parameters()).is_meta  # and so again
+        with pytest.raises(UserError, match=r"weight is offloaded by device_map, .* load the model without offload"):
+            save_cache(HippocampusCache(3, WINDOW), offloaded, tmp_path / "cache")
 
 
 def test_padding_is_where_the_layers_keys_are():
