@@ -40,7 +40,8 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals")
     },
     "pipeline.model": {
-        *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed")
+        *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed"),
+        "pipeline.losses.output_head",
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
     "pipeline.exit_codes": {"pipeline.errors"},

@@ -17,6 +17,7 @@ from pipeline.ahn.mamba2 import chunk_ssd, naive_recurrent_ssd
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 
 WINDOW = WindowSpec(num_sink_tokens=16, window_size=112)
 LENGTH = 320
@@ -134,4 +135,4 @@ def _loss(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
         log_q, log_p = F.log_softmax(student @ head.T, -1), F.log_softmax(teacher @ head.T, -1)
         return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * weights).sum()
 
-    return lambda student: chunked_forward_kl(student, teacher, head, weights, 32), whole, [student]
+    return lambda student: chunked_forward_kl(student, teacher, OutputHead(head), weights, 32), whole, [student]

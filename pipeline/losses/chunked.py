@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-ChunkLoss = Callable[[slice], tuple[Tensor, Callable[[], Tensor]]]
-"""Positions -> their losses [C], and a function that gives their gradients to the logits [C, V] (may reuse memory)."""
+from pipeline.losses.output_head import OutputHead
 
-
-def compute_logits(hidden: Tensor, lm_head_weight: Tensor) -> Tensor:
-    """Logits [C, V] in at least float32, from a product in the head's own dtype as the base computes them."""
-    logits = hidden.to(lm_head_weight.dtype) @ lm_head_weight.T
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Callable[[], Tensor]]]
+"""Logits [C, V] of positions, and which these are -> their losses [C], and a function that gives their gradients to
+the logits [C, V]. Both may reuse the logits' memory."""
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -27,7 +24,7 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         hidden: Tensor,
-        lm_head_weight: Tensor,
+        head: OutputHead,
         position_weights: Tensor,
         chunk_size: int,
         loss_of: ChunkLoss,
@@ -36,12 +33,14 @@ class ChunkedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, hidden.shape[0], chunk_size):
             part = slice(start, start + chunk_size)
-            losses, grad_logits = loss_of(part)
+            logits = head.compute_logits(hidden[part])
+            slopes = None if gradient is None else head.slopes(logits)
+            losses, grad_logits = loss_of(logits, part)
             weights = position_weights[part]
             total += torch.dot(losses.to(weights.dtype), weights)
             if gradient is not None:
-                gradient[part] = grad_logits().mul_(weights[:, None]).to(lm_head_weight.dtype) @ lm_head_weight
-            del grad_logits  # and with it this chunk's logits, before the next chunk's are made
+                gradient[part] = head.pull_back(grad_logits().mul_(weights[:, None]), slopes)
+            del logits, slopes, grad_logits  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return total
 

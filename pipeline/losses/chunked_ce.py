@@ -5,22 +5,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.losses.chunked import ChunkedLoss, compute_logits
+from pipeline.losses.chunked import ChunkedLoss
+from pipeline.losses.output_head import OutputHead
 
 
 def chunked_cross_entropy(
     hidden: Tensor,
     targets: Tensor,
-    lm_head_weight: Tensor,
+    head: OutputHead,
     position_weights: Tensor,
     chunk_size: int = 256,
 ) -> Tensor:
-    """Weighted sum over positions of -log softmax(hidden @ head)[target]; differentiable in `hidden` only.
+    """Weighted sum over positions of -log softmax(head(hidden))[target]; differentiable in `hidden` only.
 
     Args:
         hidden: final normed hidden states [M, D].
         targets: token ids [M], int64.
-        lm_head_weight: [V, D], frozen.
+        head: frozen.
         position_weights: [M].
         chunk_size: positions whose logits exist at one time.
 
@@ -28,8 +29,7 @@ def chunked_cross_entropy(
         Scalar in nats, float32 (float64 for float64 inputs).
     """
 
-    def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
-        log_probs = compute_logits(hidden[part], lm_head_weight)
+    def loss_of(log_probs: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
         log_probs -= log_probs.logsumexp(-1, keepdim=True)
         target = targets[part, None]
 
@@ -38,4 +38,4 @@ def chunked_cross_entropy(
 
         return -log_probs.gather(-1, target).squeeze(-1), grad_logits
 
-    return ChunkedLoss.apply(hidden, lm_head_weight, position_weights, chunk_size, loss_of)
+    return ChunkedLoss.apply(hidden, head, position_weights, chunk_size, loss_of)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 from pipeline.losses.sparse_kl import Tail, chunked_sampled_kl, chunked_topk_kl
 from pipeline.teacher.signals import HiddenSignal, Signal, TopKSignal
 
@@ -12,7 +13,7 @@ from pipeline.teacher.signals import HiddenSignal, Signal, TopKSignal
 def chunked_signal_kl(
     student_hidden: Tensor,
     signal: Signal,
-    lm_head_weight: Tensor,
+    head: OutputHead,
     position_weights: Tensor,
     chunk_size: int = 256,
     tail: Tail = "bucket",
@@ -25,7 +26,7 @@ def chunked_signal_kl(
     Args:
         student_hidden: final normed hidden states [M, D], any float dtype.
         signal: the teacher's, of the same M positions.
-        lm_head_weight: the shared frozen head [V, D].
+        head: the shared frozen one.
         position_weights: [M]; 1/N for a mean over N positions.
         chunk_size: positions whose logits exist at one time.
         tail: topk: what becomes of the remaining mass.
@@ -34,7 +35,7 @@ def chunked_signal_kl(
         Scalar in nats, float32 (float64 for float64 inputs).
     """
     device = student_hidden.device
-    common = lm_head_weight, position_weights, chunk_size
+    common = head, position_weights, chunk_size
     if isinstance(signal, HiddenSignal):
         return chunked_forward_kl(student_hidden, hidden_tensor(signal, device), *common)
     if isinstance(signal, TopKSignal):

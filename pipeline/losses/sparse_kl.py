@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.losses.chunked import ChunkedLoss, compute_logits
+from pipeline.losses.chunked import ChunkedLoss
+from pipeline.losses.output_head import OutputHead
 
 Tail = Literal["bucket", "renormalise"]
 
@@ -29,7 +30,7 @@ def chunked_topk_kl(
     ids: Tensor,
     log_probs: Tensor,
     log_tail: Tensor,
-    lm_head_weight: Tensor,
+    head: OutputHead,
     position_weights: Tensor,
     chunk_size: int = 256,
     tail: Tail = "bucket",
@@ -47,7 +48,7 @@ def chunked_topk_kl(
         ids: the teacher's K tokens, int64 [M, K], distinct within a position.
         log_probs: their log-probabilities [M, K], any float dtype; -inf allowed.
         log_tail: log of the teacher's remaining mass [M], any float dtype; -inf for none, as with K = V.
-        lm_head_weight: the shared frozen head [V, D].
+        head: the shared frozen one.
         position_weights: [M]; 1/N for a mean over N positions.
         chunk_size: positions whose logits exist at one time.
         tail: what becomes of the remaining mass.
@@ -56,14 +57,14 @@ def chunked_topk_kl(
         Scalar in nats, float32 (float64 for float64 inputs).
     """
 
-    def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
-        log_q = _log_softmax(student_hidden[part], lm_head_weight)
+    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_q = logits.sub_(logits.logsumexp(-1, keepdim=True))
         known, rest = log_probs[part].to(log_q.dtype), log_tail[part, None].to(log_q.dtype)
         if tail == "bucket":
             return _bucket_loss(log_q, ids[part], torch.cat([known, rest], 1).log_softmax(-1))
         return _cross_entropy(log_q, ids[part], known.softmax(-1), known.log_softmax(-1))
 
-    return ChunkedLoss.apply(student_hidden, lm_head_weight, position_weights, chunk_size, loss_of)
+    return ChunkedLoss.apply(student_hidden, head, position_weights, chunk_size, loss_of)
 
 
 def chunked_sampled_kl(
@@ -71,7 +72,7 @@ def chunked_sampled_kl(
     ids: Tensor,
     counts: Tensor,
     entropy: Tensor,
-    lm_head_weight: Tensor,
+    head: OutputHead,
     position_weights: Tensor,
     chunk_size: int = 256,
 ) -> Tensor:
@@ -87,7 +88,7 @@ def chunked_sampled_kl(
         ids: drawn tokens, int64 [M, L]; rows are padded with any id of count 0.
         counts: how often each was drawn [M, L], integers; each row has at least one draw.
         entropy: of the teacher's whole distribution [M], in nats, any float dtype.
-        lm_head_weight: the shared frozen head [V, D].
+        head: the shared frozen one.
         position_weights: [M]; 1/N for a mean over N positions.
         chunk_size: positions whose logits exist at one time.
 
@@ -95,20 +96,14 @@ def chunked_sampled_kl(
         Scalar in nats, float32 (float64 for float64 inputs).
     """
 
-    def loss_of(part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
-        log_q = _log_softmax(student_hidden[part], lm_head_weight)
+    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_q = logits.sub_(logits.logsumexp(-1, keepdim=True))
         drawn = counts[part].to(log_q.dtype)
         p_hat = drawn / drawn.sum(-1, keepdim=True)
         losses, grad_logits = _cross_entropy(log_q, ids[part], p_hat, torch.zeros_like(p_hat))
         return losses - entropy[part], grad_logits
 
-    return ChunkedLoss.apply(student_hidden, lm_head_weight, position_weights, chunk_size, loss_of)
-
-
-def _log_softmax(hidden: Tensor, lm_head_weight: Tensor) -> Tensor:
-    logits = compute_logits(hidden, lm_head_weight)
-    logits -= logits.logsumexp(-1, keepdim=True)
-    return logits
+    return ChunkedLoss.apply(student_hidden, head, position_weights, chunk_size, loss_of)
 
 
 def _dot_log_ratio(probs: Tensor, log_probs: Tensor, log_q: Tensor) -> Tensor:

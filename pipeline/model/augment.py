@@ -11,7 +11,7 @@ a class or a model type while it reads weights is the base's own. Merged folders
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,8 @@ class _AHNDecoder(_AHNInit):
         tokens = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"AHN models take an attention_mask [batch, tokens], found {list(attention_mask.shape)}")
-        may_cache, arguments = not (self.training and torch.is_grad_enabled()), RowArguments.take(kwargs)
+        may_cache = not (torch.is_grad_enabled() and self._is_trained())
+        arguments = RowArguments.take(kwargs)
         if documents is None:
             cached = past_key_values is not None or bool(use_cache and may_cache)
             where = position_ids, attention_mask, tuple(tokens.shape[:2]), window_of(self.config)
@@ -125,6 +126,10 @@ class _AHNDecoder(_AHNInit):
             **kwargs,
         )
 
+    def _is_trained(self) -> bool:
+        """Whether its memories are in training mode, in which a frozen decoder is not."""
+        return any(module.training for module in self.modules() if isinstance(module, MemoryCell))
+
     def _documents(self, tokens: Tensor, attention_mask: Tensor | None) -> list[Document]:
         window = window_of(self.config)
         if attention_mask is not None:
@@ -144,6 +149,7 @@ class _AHNCausalLM(OwnCache, _AHNInit):
     """Mixed into the CausalLM: builds the memories, and `generate` gets the right cache."""
 
     _keep_in_fp32_modules_strict = ["ahn"]  # noqa: RUF012 (transformers' own idiom)
+    frozen_modules: tuple[nn.Module, ...] = ()
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -157,6 +163,13 @@ class _AHNCausalLM(OwnCache, _AHNInit):
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         check_complete(loading_info.missing_keys, str(load_config.pretrained_model_name_or_path))
         return loading_info
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; what `freeze_base` froze stays in eval mode."""
+        super().train(mode)
+        for module in self.frozen_modules:
+            module.training = False
+        return self
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -33,6 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.model.augment import augment
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.freezing import freeze_base
+from pipeline.model.output_head import check_output_head
 from pipeline.model.small_copy import build_small, randomise, small_config
 from pipeline.model.supported import UnsupportedModelError, check_config, family_of, sliding_windows
 
@@ -108,8 +110,9 @@ def _compare(plain: PreTrainedModel) -> dict[str, float]:
         UnsupportedModelError: the first that does not.
     """
     name, windows = family_of(plain.config), sliding_windows(plain.config)
-    model = augment(copy.deepcopy(plain), {**vars(WINDOW)}, seed=0).eval()
+    model = freeze_base(augment(copy.deepcopy(plain), {**vars(WINDOW)}, seed=0)).eval()
     _check_merged_folder(model)
+    check_output_head(model)
     model, plain = model.double(), plain.double()
     for either in (model, plain):
         either.set_experts_implementation("eager")  # the grouped kernels take no float64

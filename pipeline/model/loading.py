@@ -13,6 +13,8 @@ from pipeline.model.adapter import base_fingerprint, read_adapter
 from pipeline.model.augment import augment, check_complete
 from pipeline.model.base_check import augment_checked, check_family
 from pipeline.model.files import ADAPTER_CONFIG, find_weights
+from pipeline.model.freezing import freeze_base
+from pipeline.model.output_head import check_output_head
 from pipeline.model.published import find_published, read_published
 from pipeline.model.supported import UnsupportedModelError, check_config
 
@@ -48,7 +50,9 @@ def load_base(
     ahn = {"cell": memory.cell, "init": memory.init}
     if window is not None:
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
-    return freeze_base(augment_checked(base, ahn, seed) if check else augment(base, ahn, seed))
+    model = augment_checked(base, ahn, seed) if check else augment(base, ahn, seed)
+    check_output_head(model)
+    return freeze_base(model)
 
 
 def _read_weights(model_class: type, path_or_id: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -79,13 +83,6 @@ def load_config(path_or_id: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {path_or_id}: {' '.join(str(error).split())[:300]}") from error
-
-
-def freeze_base(model: PreTrainedModel) -> PreTrainedModel:
-    """Only AHN parameters keep requires_grad."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".ahn." in name)
-    return model
 
 
 def set_window(model: PreTrainedModel, window: WindowSpec) -> None:
@@ -153,7 +150,8 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None, check:
     find_weights(path)
     if check and hasattr(config, "ahn"):
         check_family(config)
-    return _read_weights(AutoModelForCausalLM, path, dtype)
+    model = _read_weights(AutoModelForCausalLM, path, dtype)
+    return freeze_base(model) if hasattr(config, "ahn") else model
 
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.losses.chunked import compute_logits
+from pipeline.losses.output_head import OutputHead
 from pipeline.teacher.bit_packing import id_bits
 from pipeline.teacher.signals import (
     HiddenSignal,
@@ -37,7 +37,7 @@ _DRAWS_A_BLOCK = 4  # 64-bit numbers from one value of Philox4x64's counter
 def extract_signal(
     spec: SignalSpec,
     hidden: Tensor,
-    lm_head_weight: Tensor,
+    head: OutputHead,
     sample_key: str,
     positions: np.ndarray,
     chunk_size: int = 256,
@@ -47,7 +47,7 @@ def extract_signal(
     Args:
         spec: which signal.
         hidden: the teacher's final normed hidden states [M, D], any float dtype and device.
-        lm_head_weight: the frozen head [V, D].
+        head: the frozen one.
         sample_key: the sample's key in the data; with `spec.seed` and the position it determines the draws.
         positions: integers [M], counted within the sample.
         chunk_size: positions whose logits exist at one time.
@@ -55,12 +55,12 @@ def extract_signal(
     Raises:
         ValueError: sizes that do not fit each other or the spec, or a hidden state that is not finite.
     """
-    _check_sizes(spec, hidden, lm_head_weight, positions)
+    _check_sizes(spec, hidden, head, positions)
     if isinstance(spec, HiddenSpec):
         return HiddenSignal.encode(spec, hidden.cpu().to(torch.float32).numpy())
     parts = []
     for start in range(0, max(len(positions), 1), chunk_size):  # one empty chunk where there are no positions
-        logits = compute_logits(hidden[start : start + chunk_size], lm_head_weight)
+        logits = head.compute_logits(hidden[start : start + chunk_size])
         if not logits.isfinite().all():
             raise ValueError(f"sample {sample_key}: the teacher's logits are not finite")
         if isinstance(spec, TopKSpec):
@@ -70,8 +70,8 @@ def extract_signal(
     return concatenate_signals(parts)
 
 
-def _check_sizes(spec: SignalSpec, hidden: Tensor, lm_head_weight: Tensor, positions: np.ndarray) -> None:
-    vocab_size, hidden_size = lm_head_weight.shape
+def _check_sizes(spec: SignalSpec, hidden: Tensor, head: OutputHead, positions: np.ndarray) -> None:
+    vocab_size, hidden_size = head.weight.shape
     if hidden.shape != (len(positions), hidden_size):
         raise ValueError(f"hidden states {list(hidden.shape)} of {len(positions)} positions, a head of {hidden_size}")
     size, due = (hidden_size, spec.hidden_size) if isinstance(spec, HiddenSpec) else (vocab_size, spec.vocab_size)

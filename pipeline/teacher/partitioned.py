@@ -15,6 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import TeacherCacheConfig
 from pipeline.distributed.groups import Ranks, gather_rows, init_distributed, leave_distributed, raise_together
+from pipeline.model.output_head import find_output_head, whole
 from pipeline.teacher.capture import Outcome, begin_capture, capture_shards, error_of, finish_capture
 from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.document_attention import Piece
@@ -45,9 +46,8 @@ class PartitionedTeacher(Teacher):
         partitioning = HfDeepSpeedConfig(copy.deepcopy(self._settings) | precision)
         model = load_teacher(self.config)
         del partitioning  # in force as long as it lives
-        head = model.get_output_embeddings().weight
-        with deepspeed.zero.GatheredParameters([head]):
-            self.head = head.detach().to(self.device, copy=True)
+        with whole(find_output_head(model)) as head:
+            self.head = head.copy_to(self.device)
         self._decoder, *_ = deepspeed.initialize(model=model.get_decoder(), config=self._settings)
         self._decoder.eval()
         self.is_loaded = True

@@ -50,7 +50,7 @@ class SequenceParallelTeacher(Teacher):
     def compute_hidden(self, sample: PackedSample, positions: np.ndarray) -> Tensor:
         """As `Teacher.compute_hidden`, on the group's first rank, while the others `follow`."""
         if len(positions) == 0:
-            return self.head.new_empty(0, self.head.shape[1])
+            return self.head.weight.new_empty(0, self.head.weight.shape[1])
         order = self._tell(_Order("compute", sample.input_ids, sample.cu_seqlens, positions))
         return self._compute(order)
 

@@ -13,8 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from pipeline.config import TeacherCacheConfig
 from pipeline.data.shard_format import PackedSample
+from pipeline.losses.output_head import OutputHead
 from pipeline.model.base_check import check_family
 from pipeline.model.loading import causal_lm_class, load_config, load_model
+from pipeline.model.output_head import check_output_head, find_output_head
 from pipeline.model.supported import check_supported
 from pipeline.teacher.document_attention import IMPLEMENTATION, Piece, split_sample
 
@@ -27,8 +29,8 @@ class Teacher:
         device: where the forwards run.
     """
 
-    head: Tensor
-    """[V, D] in the base's dtype; there once loaded."""
+    head: OutputHead
+    """In the base's dtype; there once loaded."""
 
     def __init__(self, config: TeacherCacheConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -41,7 +43,7 @@ class Teacher:
             UserError: the model cannot be loaded, or is of an unsupported kind.
         """
         model = load_teacher(self.config).to(self.device)
-        self.head, self._decoder = model.get_output_embeddings().weight, model.get_decoder()
+        self.head, self._decoder = find_output_head(model), model.get_decoder()
         self.is_loaded = True
 
     @torch.no_grad()
@@ -52,7 +54,7 @@ class Teacher:
         A sample without positions costs no forward.
         """
         if len(positions) == 0:
-            return self.head.new_empty(0, self.head.shape[1])
+            return self.head.weight.new_empty(0, self.head.weight.shape[1])
         tokens = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(self.device)
         found, past = [], None
         for piece in split_sample(sample.cu_seqlens.tolist(), self.config.forward_chunk):
@@ -93,6 +95,7 @@ def check_teacher(model: str, check_base: bool = True) -> None:
     with torch.device("meta"):
         base = causal_lm_class(config)(config)
     check_supported(base, base.get_decoder(), config)
+    find_output_head(base)
     if check_base:
         check_family(config)
 
@@ -101,8 +104,9 @@ def load_teacher(config: TeacherCacheConfig) -> nn.Module:
     """The base in --base_dtype, its attention told by `documents`, a list of (start, end).
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or its logits cannot be reproduced.
     """
     model = load_model(config.model, dtype=getattr(torch, config.base_dtype)).eval()
+    check_output_head(model)
     model.set_attn_implementation(IMPLEMENTATION)
     return model

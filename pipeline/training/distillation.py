@@ -6,12 +6,9 @@ order, so ranks whose samples have signals and ranks whose samples do not work t
 inside attention (halo), there is no pass but the student's, over the whole documents.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
-import deepspeed
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,6 +21,7 @@ from pipeline.losses.chunked_ce import chunked_cross_entropy
 from pipeline.losses.chunked_kl import chunked_forward_kl
 from pipeline.losses.signal_kl import chunked_signal_kl
 from pipeline.losses.sparse_kl import Tail
+from pipeline.model.output_head import find_output_head, whole
 from pipeline.model.sequence_shard import SequenceLayout, SequenceShard
 from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden
 from pipeline.training.student_row import StudentRow, row_behind, row_of_whole
@@ -58,9 +56,9 @@ class Distillation(nn.Module):
         self.topk_tail: Tail = topk_tail
         self.layout = layout
         self.clock = clock or PhaseClock()
-        # In a tuple, not as an attribute: looked up through its module during a forward, ZeRO-3 would take it for
-        # a parameter of this module from then on, and keep it gathered through the whole forward.
-        self._head = (model.get_output_embeddings().weight,)
+        # Its weight is no attribute of this module: looked up through one during a forward, ZeRO-3 would take it for
+        # a parameter of the module from then on, and keep it gathered through the whole forward.
+        self._head = find_output_head(model)
 
     def forward(self, batch: Batch, position_weights: Tensor) -> Tensor:
         """Weighted sum of the loss over the batch's positions, in nats.
@@ -84,7 +82,7 @@ class Distillation(nn.Module):
                 before = self.layout.shard(batch.input_ids.shape[1]).count(batch.positions)
                 teacher_hidden = redistribute(teacher_hidden, before, shard.count(places), self.layout.group)
         hidden = self._student_hidden(decoder, batch, row, places, shard)
-        with whole(self._head[0]) as head:
+        with whole(self._head) as head:
             common = head, position_weights[own], self.loss_chunk_size
             if self.loss == "ce" or len(batch.positions) == 0:
                 return chunked_cross_entropy(hidden, batch.targets[own], *common)
@@ -127,13 +125,3 @@ class Distillation(nn.Module):
             shard=shard,
         )
         return output.last_hidden_state[0, places if shard is None else shard.localise(places)]
-
-
-@contextmanager
-def whole(weight: nn.Parameter) -> Iterator[nn.Parameter]:
-    """`weight` with all its rows: gathered over the ranks where ZeRO-3 partitions it, and released after."""
-    if not hasattr(weight, "ds_id"):
-        yield weight
-        return
-    with deepspeed.zero.GatheredParameters([weight]):
-        yield weight

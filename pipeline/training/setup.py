@@ -91,7 +91,7 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
     if plan.deepspeed.get("zero_optimization", {}).get("stage") == 3:
         partition_frozen(model, plan.deepspeed, ranks.device)
     model.to(ranks.device)
-    model.train()  # activation checkpointing is off in eval mode
+    model.train()
     if train.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     parameters = dict(model.named_parameters())

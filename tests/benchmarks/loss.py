@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 from tests.benchmarks.timing import compare, report
 
 
@@ -15,7 +16,7 @@ def run(num_positions: tuple[int, ...] = (512, 1024, 2048)) -> list[dict]:
         weights = torch.full((count,), 1 / count)
 
         def ours(student=student, teacher=teacher, weights=weights):
-            chunked_forward_kl(student, teacher, head, weights).backward()
+            chunked_forward_kl(student, teacher, OutputHead(head), weights).backward()
 
         def whole(student=student, teacher=teacher):
             log_q, log_p = F.log_softmax(student @ head.T, -1), F.log_softmax(teacher @ head.T, -1)

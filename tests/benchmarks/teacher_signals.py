@@ -23,6 +23,7 @@ from pipeline.losses.chunked_kl import chunked_forward_kl
 from pipeline.losses.signal_kl import chunked_signal_kl
 from pipeline.losses.sparse_kl import Tail
 from pipeline.model.loading import load_base
+from pipeline.model.output_head import find_output_head
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
 from tests.benchmarks.timing import report, seconds
@@ -70,7 +71,7 @@ class Bench:
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
         decoder, positions = model.get_decoder(), slice(WINDOW.lossless_budget, LENGTH - 1)
-        self.head = model.get_output_embeddings().weight.detach()
+        self.head = find_output_head(model)
         self.weights = torch.full((NUM_POSITIONS,), 1 / NUM_POSITIONS)
         self._memories = [p for p in model.parameters() if p.requires_grad]
 
@@ -91,12 +92,12 @@ class Bench:
 
     def mean_entropy(self) -> float:
         """Of the teacher, in nats."""
-        parts = [torch.special.entr((part @ self.head.T).softmax(-1)).sum(-1) for part in self.teacher.split(CHUNK)]
-        return torch.cat(parts).mean().item()
+        logits = map(self.head.compute_logits, self.teacher.split(CHUNK))
+        return torch.cat([torch.special.entr(part.softmax(-1)).sum(-1) for part in logits]).mean().item()
 
 
 def _compare(name: str, bench: Bench) -> dict:
-    vocab_size, hidden_size = bench.head.shape
+    vocab_size, hidden_size = bench.head.weight.shape
     sizes = {"vocab_size": vocab_size}
     runs: list[tuple[SignalSpec, Tail]] = [
         *((HiddenSpec(dtype, hidden_size), "bucket") for dtype in ("float32", "bfloat16", "float16", "int8")),

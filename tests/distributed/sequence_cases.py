@@ -21,6 +21,7 @@ from pipeline.distributed.groups import init_distributed, leave_distributed
 from pipeline.distributed.head_shares import share_heads
 from pipeline.distributed.ulysses import SequenceGroup
 from pipeline.model.augment import ahn_model_class
+from pipeline.model.output_head import find_output_head
 from pipeline.model.sequence_shard import SequenceLayout
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.online import compute_teacher_hidden
@@ -78,7 +79,7 @@ def with_signal(batch: Batch, model: torch.nn.Module) -> Batch:
         return batch
     hidden, _ = compute_teacher_hidden(model.get_decoder(), batch)
     places = np.arange(len(batch.positions))
-    signal = extract_signal(HiddenSpec("float32", hidden.shape[1]), hidden, model.lm_head.weight, "key", places)
+    signal = extract_signal(HiddenSpec("float32", hidden.shape[1]), hidden, find_output_head(model), "key", places)
     return replace(batch, signal=signal)
 
 

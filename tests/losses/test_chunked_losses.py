@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from pipeline.losses.chunked_ce import chunked_cross_entropy
 from pipeline.losses.chunked_kl import chunked_forward_kl, score_positions
+from pipeline.losses.output_head import OutputHead
 
 HIDDEN, VOCAB = 12, 57
 CHUNKS = [1, 7, 64]
@@ -18,7 +19,7 @@ def draw(num_positions, dtype=torch.float64):
     torch.manual_seed(num_positions)
     student = torch.randn(num_positions, HIDDEN, dtype=dtype, requires_grad=True)
     teacher = torch.randn(num_positions, HIDDEN, dtype=dtype)
-    head = torch.randn(VOCAB, HIDDEN, dtype=dtype)
+    head = OutputHead(torch.randn(VOCAB, HIDDEN, dtype=dtype))
     weights = torch.rand(num_positions, dtype=dtype)
     return student, teacher, head, weights
 
@@ -27,7 +28,7 @@ def draw(num_positions, dtype=torch.float64):
 @pytest.mark.parametrize("chunk_size", CHUNKS)
 def test_kl_and_its_gradient_equal_those_of_whole_logits(num_positions, chunk_size):
     student, teacher, head, weights = draw(num_positions)
-    log_q, log_p = F.log_softmax(student @ head.T, -1), F.log_softmax(teacher @ head.T, -1)
+    log_q, log_p = F.log_softmax(student @ head.weight.T, -1), F.log_softmax(teacher @ head.weight.T, -1)
     each = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
     expected = (each * weights).sum()
     actual = chunked_forward_kl(student, teacher, head, weights, chunk_size)
@@ -38,7 +39,7 @@ def test_kl_and_its_gradient_equal_those_of_whole_logits(num_positions, chunk_si
     scores = score_positions(student, teacher, targets, head, chunk_size)
     torch.testing.assert_close(scores.kl, each, rtol=1e-12, atol=0)
     for nll, hidden in ((scores.student_nll, student), (scores.teacher_nll, teacher)):
-        torch.testing.assert_close(nll, F.cross_entropy(hidden @ head.T, targets, reduction="none"))
+        torch.testing.assert_close(nll, F.cross_entropy(hidden @ head.weight.T, targets, reduction="none"))
 
 
 @pytest.mark.parametrize("num_positions", [1, 63, 64, 65])
@@ -46,7 +47,7 @@ def test_kl_and_its_gradient_equal_those_of_whole_logits(num_positions, chunk_si
 def test_cross_entropy_and_its_gradient_equal_those_of_whole_logits(num_positions, chunk_size):
     student, _, head, weights = draw(num_positions)
     targets = torch.randint(VOCAB, (num_positions,))
-    each = F.cross_entropy(student @ head.T, targets, reduction="none")
+    each = F.cross_entropy(student @ head.weight.T, targets, reduction="none")
     expected = (each * weights).sum()
     actual = chunked_cross_entropy(student, targets, head, weights, chunk_size)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
@@ -80,7 +81,7 @@ def test_no_positions_give_zero_and_a_zero_gradient():
 def test_bf16_base_gives_a_float32_loss_near_the_float32_one():
     student, teacher, head, weights = draw(50, torch.float32)
     exact = chunked_forward_kl(student, teacher, head, weights)
-    rounded = chunked_forward_kl(student.bfloat16(), teacher.bfloat16(), head.bfloat16(), weights)
+    rounded = chunked_forward_kl(student.bfloat16(), teacher.bfloat16(), head.copy_to(torch.bfloat16), weights)
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
@@ -88,9 +89,10 @@ def test_bf16_base_gives_a_float32_loss_near_the_float32_one():
 MEASURE = """
 import sys, torch
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 torch.set_num_threads(1)
 peak = lambda: next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM")) * 1024
-head = torch.randn(49152, 64)
+head = OutputHead(torch.randn(49152, 64))
 student, teacher = torch.randn(4096, 64, requires_grad=True), torch.randn(4096, 64)
 chunked_forward_kl(student[:1], teacher[:1], head, torch.ones(1)).backward()
 before = peak()

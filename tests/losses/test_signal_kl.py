@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 from pipeline.losses.signal_kl import chunked_signal_kl, hidden_tensor
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, TopKSpec, signal_from_members
@@ -12,10 +13,11 @@ from pipeline.teacher.signals import HiddenSpec, SampledSpec, TopKSpec, signal_f
 NUM_POSITIONS, HIDDEN, VOCABULARY = 65, 16, 211
 
 
-def draw(dtype: torch.dtype) -> list[torch.Tensor]:
+def draw(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, OutputHead]:
     generator = torch.Generator().manual_seed(0)
     shapes = (NUM_POSITIONS, HIDDEN), (NUM_POSITIONS, HIDDEN), (VOCABULARY, HIDDEN)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    student, teacher, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return student, teacher, OutputHead(weight)
 
 
 def read_back(spec, teacher, head):

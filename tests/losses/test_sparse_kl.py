@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.losses.output_head import OutputHead
 from pipeline.losses.sparse_kl import chunked_sampled_kl, chunked_topk_kl
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.signals import SampledSpec
@@ -23,26 +24,26 @@ def draw(num_positions, vocab_size, dtype=torch.float64, hidden_size=HIDDEN):
     torch.manual_seed(num_positions + vocab_size)
     student = torch.randn(num_positions, hidden_size, dtype=dtype, requires_grad=True)
     teacher = torch.randn(num_positions, hidden_size, dtype=dtype)
-    head = torch.randn(vocab_size, hidden_size, dtype=dtype)
+    head = OutputHead(torch.randn(vocab_size, hidden_size, dtype=dtype))
     return student, teacher, head, torch.rand(num_positions, dtype=dtype)
 
 
 def top_k(teacher, head, k):
-    log_p = F.log_softmax(teacher @ head.T, -1)
+    log_p = F.log_softmax(teacher @ head.weight.T, -1)
     log_probs, ids = log_p.topk(k, -1)
     return ids, log_probs, log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
 
 
 def some_draws(teacher, head, num_draws):
     """Padded ids, counts and entropy as the loss takes them, and p^ over the whole vocabulary."""
-    signal = extract_signal(SampledSpec(num_draws, 3, len(head)), teacher, head, "key", np.arange(len(teacher)))
+    signal = extract_signal(SampledSpec(num_draws, 3, len(head.weight)), teacher, head, "key", np.arange(len(teacher)))
     ids, counts, entropy = map(torch.from_numpy, (*signal.padded(), signal.entropy))
-    p_hat = torch.zeros(len(teacher), len(head), dtype=teacher.dtype)
+    p_hat = torch.zeros(len(teacher), len(head.weight), dtype=teacher.dtype)
     return ids, counts, entropy, p_hat.scatter_add_(-1, ids, counts.to(teacher.dtype)) / num_draws
 
 
 def naive_topk(student, head, ids, log_probs, log_tail, tail):
-    q, p = F.softmax(student @ head.T, -1), log_probs.exp()
+    q, p = F.softmax(student @ head.weight.T, -1), log_probs.exp()
     q_k = q.gather(-1, ids)
     if tail == "renormalise":
         p = p / p.sum(-1, keepdim=True)
@@ -76,7 +77,7 @@ def test_sampled_loss_and_its_gradient_equal_those_of_whole_logits(shape):
     ids, counts, entropy, p_hat = some_draws(teacher, head, 20)
     for chunk_size in CHUNKS:
         actual = chunked_sampled_kl(student, ids, counts, entropy, head, weights, chunk_size)
-        log_q = F.log_softmax(student @ head.T, -1)
+        log_q = F.log_softmax(student @ head.weight.T, -1)
         assert_equal_to(actual, -(((p_hat * log_q).sum(-1) + entropy) * weights).sum(), student)
 
 
@@ -126,12 +127,13 @@ def test_float16_log_probs_stay_near_the_exact_loss():
 
 def test_a_tail_whose_mass_underflows_has_a_finite_loss_and_gradient():
     """The student's logits differ by 400: the mass of its tail is below the smallest float32."""
-    head = torch.tensor([[200.0], [190.0], [-200.0], [-201.0]])
+    head = OutputHead(torch.tensor([[200.0], [190.0], [-200.0], [-201.0]]))
     student = torch.ones(1, 1, requires_grad=True)
     ids, log_probs = torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.3]]).log()
     loss = chunked_topk_kl(student, ids, log_probs, torch.tensor([0.1]).log(), head, torch.ones(1))
     exact = student.detach().double().requires_grad_()
-    double = naive_topk(exact, head.double(), ids, log_probs.double(), torch.tensor([0.1]).log().double(), "bucket")
+    tail = torch.tensor([0.1]).log().double()
+    double = naive_topk(exact, head.copy_to(torch.float64), ids, log_probs.double(), tail, "bucket")
     assert loss.item() == pytest.approx(double.item(), rel=1e-6) and loss.item() > 40
     (grad,), (expected,) = torch.autograd.grad(loss, student), torch.autograd.grad(double.sum(), exact)
     assert grad.item() == pytest.approx(expected.item(), rel=1e-5) and grad.item() > 40
@@ -142,7 +144,7 @@ def test_a_teacher_without_or_almost_without_a_tail_or_with_impossible_tokens(lo
     student, _, head, weights = draw(4, 9)
     ids, log_probs = torch.arange(3).repeat(4, 1), torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
     loss = chunked_topk_kl(student, ids, log_probs.repeat(4, 1), torch.full((4,), log_tail), head, weights)
-    expected = -(F.log_softmax(student @ head.T, -1)[:, :2].mean(-1) + np.log(2)) @ weights
+    expected = -(F.log_softmax(student @ head.weight.T, -1)[:, :2].mean(-1) + np.log(2)) @ weights
     assert_equal_to(loss, expected, student)
 
 
@@ -172,7 +174,7 @@ def test_order_and_company_of_positions_do_not_matter():
 
 
 def test_a_teacher_with_one_token_gives_its_dense_kl_at_every_draw():
-    head = torch.eye(5, dtype=torch.float64) * 900
+    head = OutputHead(torch.eye(5, dtype=torch.float64) * 900)
     torch.manual_seed(0)
     student, weights = torch.rand(4, 5, dtype=torch.float64, requires_grad=True), torch.rand(4, dtype=torch.float64)
     teacher = torch.eye(5, dtype=torch.float64)[:4]
@@ -192,8 +194,8 @@ def test_the_mean_loss_and_gradient_over_draws_converge_to_the_dense_ones():
     teacher *= 0.25  # flat enough to have a tail
     dense_kl = chunked_forward_kl(student, teacher, head, torch.ones(1, dtype=torch.float64))
     dense = torch.autograd.grad(dense_kl, student)[0][0]
-    p = F.softmax(teacher @ head.T, -1)[0]
-    trace = (p @ head.square().sum(1) - (p @ head).square().sum()).item()
+    p = F.softmax(teacher @ head.weight.T, -1)[0]
+    trace = (p @ head.weight.square().sum(1) - (p @ head.weight).square().sum()).item()
     repeats = 10_000
     spec = SampledSpec(num_draws, 0, vocab_size)
     signal = extract_signal(spec, teacher.expand(repeats, -1), head, "key", np.arange(repeats))
@@ -209,7 +211,7 @@ def test_the_mean_loss_and_gradient_over_draws_converge_to_the_dense_ones():
         print(f"mean of {averaged} x {num_draws} draws: relative error {squared**0.5 / dense.norm():.4f}, "
               f"squared error / expected {ratio:.2f}")  # fmt: skip
         assert 0.1 < ratio < 3 if averaged > 1000 else 0.5 < ratio < 1.6
-    log_q = F.log_softmax(student @ head.T, -1)[0]
+    log_q = F.log_softmax(student @ head.weight.T, -1)[0]
     variance = (p @ log_q.square() - (p @ log_q).square()).item()
     deviations = (loss.item() / repeats - dense_kl.item()) / (variance / (repeats * num_draws)) ** 0.5
     print(f"mean loss {loss.item() / repeats:.5f}, dense KL {dense_kl.item():.5f}: {deviations:.2f} deviations off")
@@ -224,13 +226,14 @@ def test_the_mean_loss_and_gradient_over_draws_converge_to_the_dense_ones():
 
 MEASURE = r"""
 import re, numpy as np, torch
+from pipeline.losses.output_head import OutputHead
 from pipeline.losses.sparse_kl import chunked_sampled_kl, chunked_topk_kl
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.signals import SampledSpec, TopKSpec
 torch.set_num_threads(1)
 def peak():  # of this process alone: getrusage's begins at its parent's size
     return int(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]) * 1024
-head, teacher = torch.randn(49152, 16), torch.randn(1024, 16)
+head, teacher = OutputHead(torch.randn(49152, 16)), torch.randn(1024, 16)
 def distil(count):
     student, weights, positions = torch.randn(count, 16, requires_grad=True), torch.ones(count), np.arange(count)
     topk = extract_signal(TopKSpec(50, 49152), teacher[:count], head, "key", positions, 32)

@@ -34,7 +34,8 @@ def main() -> None:
     hidden = teacher.compute_hidden(sample, np.arange(9)) if ranks.is_main else None
     teacher.finish(lambda: None)
     facts = {"weights": num_weights, "loaded": num_loaded, "after": count_weights(teacher)[1]}
-    print(json.dumps(facts | {"dtype": str(teacher.head.dtype), "computed": hidden is not None and hidden.shape[0]}))
+    facts |= {"dtype": str(teacher.head.weight.dtype), "computed": hidden is not None and hidden.shape[0]}
+    print(json.dumps(facts))
     leave_distributed()
 
 

@@ -25,6 +25,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.model.loading import load_base
+from pipeline.model.output_head import find_output_head
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.cache_format import TeacherInfo
 from pipeline.teacher.capture import read_ahead, run_capture
@@ -100,7 +101,7 @@ def test_other_signals_are_extracted_from_these_hidden_states(inputs, tmp_path, 
         model="big",
     )
     assert made.signal.vocab_size == BIG_VOCABULARY
-    head = load_base(str(inputs / "big"), memory=MemoryConfig(), window=None, dtype=torch.float32).lm_head.weight
+    head = find_output_head(load_base(str(inputs / "big"), memory=MemoryConfig(), window=None, dtype=torch.float32))
     num_compared = 0
     for index, batch, hidden in on_the_fly(inputs / "big", torch.float32, made.dataset):
         positions = batch.positions.numpy()

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.losses.output_head import OutputHead
 from pipeline.teacher.extract import compute_entropy, extract_signal, invert_distribution, uniform_draws
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, TopKSpec, signal_from_members
 
@@ -15,7 +16,8 @@ CHUNKS = [1, 7, 64]
 
 def draw(num_positions, vocab_size, dtype=torch.float64):
     torch.manual_seed(num_positions + vocab_size)
-    return torch.randn(num_positions, HIDDEN, dtype=dtype), torch.randn(vocab_size, HIDDEN, dtype=dtype)
+    hidden = torch.randn(num_positions, HIDDEN, dtype=dtype)
+    return hidden, OutputHead(torch.randn(vocab_size, HIDDEN, dtype=dtype))
 
 
 def assert_same(one, other):
@@ -36,7 +38,7 @@ def test_a_teachers_own_dtype_is_kept_exactly(dtype):
 @pytest.mark.parametrize("num_positions, vocab_size", SHAPES)
 def test_top_k_is_the_head_of_the_whole_distribution(num_positions, vocab_size):
     hidden, head = draw(num_positions, vocab_size)
-    log_p = F.log_softmax(hidden @ head.T, -1)
+    log_p = F.log_softmax(hidden @ head.weight.T, -1)
     order = log_p.argsort(-1, descending=True)
     for k in (1, 5, 7):
         spec = TopKSpec(k, vocab_size)
@@ -53,7 +55,7 @@ def test_top_k_is_the_head_of_the_whole_distribution(num_positions, vocab_size):
 
 
 def test_one_token_with_all_the_mass_leaves_a_tiny_exact_tail():
-    head = torch.tensor([[60.0], [0.0], [-1.0]])
+    head = OutputHead(torch.tensor([[60.0], [0.0], [-1.0]]))
     spec = TopKSpec(1, 3)
     signal = extract_signal(spec, torch.ones(1, 1), head, "key", np.arange(1))
     assert signal.log_probs[0, 0] == 0
@@ -107,7 +109,7 @@ def test_positions_between_those_that_are_drawn_cost_nothing():
 
 def test_draws_follow_the_teachers_distribution():
     hidden, head = draw(1, 100)
-    p = F.softmax(hidden @ head.T, -1)[0].numpy()
+    p = F.softmax(hidden @ head.weight.T, -1)[0].numpy()
     num_positions, num_draws = 2000, 200
     spec = SampledSpec(num_draws, 0, 100)
     signal = extract_signal(spec, hidden.expand(num_positions, -1), head, "key", np.arange(num_positions))
@@ -127,11 +129,11 @@ def test_draws_follow_the_teachers_distribution():
 @pytest.mark.parametrize("num_positions, vocab_size", SHAPES)
 def test_the_entropy_is_that_of_the_whole_distribution(num_positions, vocab_size):
     hidden, head = draw(num_positions, vocab_size)
-    due = torch.special.entr(F.softmax(hidden @ head.T, -1)).sum(-1)
+    due = torch.special.entr(F.softmax(hidden @ head.weight.T, -1)).sum(-1)
     spec, positions = SampledSpec(3, 0, vocab_size), np.arange(num_positions)
     entropy = extract_signal(spec, hidden, head, "key", positions, 7).entropy
     torch.testing.assert_close(torch.from_numpy(entropy), due.float(), rtol=1e-6, atol=0)
-    single = extract_signal(spec, hidden.float(), head.float(), "key", positions, 7).entropy
+    single = extract_signal(spec, hidden.float(), head.copy_to(torch.float32), "key", positions, 7).entropy
     np.testing.assert_allclose(single, due, rtol=0, atol=2e-5)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pipeline.attention.window import WindowSpec
 from pipeline.data.collate import DrawnSample, collate
 from pipeline.data.shard_format import PackedSample
+from pipeline.model.output_head import find_output_head
 from pipeline.teacher.extract import extract_signal
 from pipeline.teacher.online import compute_teacher_hidden
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, TopKSpec
@@ -82,7 +83,7 @@ def test_a_batch_without_positions_has_zero_loss_and_a_zero_gradient_for_every_p
 
 def teacher_signal(model, batch, spec):
     hidden, _ = compute_teacher_hidden(model.get_decoder(), batch)
-    return extract_signal(spec, hidden, model.get_output_embeddings().weight, "key", np.arange(len(batch.positions)))
+    return extract_signal(spec, hidden, find_output_head(model), "key", np.arange(len(batch.positions)))
 
 
 @pytest.mark.parametrize(

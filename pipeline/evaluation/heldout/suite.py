@@ -16,6 +16,8 @@ from pipeline.evaluation.heldout.summary import summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
 from pipeline.losses.chunked_kl import score_positions
+from pipeline.losses.output_head import OutputHead
+from pipeline.model.output_head import find_output_head
 
 SIGNIFICANT_DIGITS = 7
 
@@ -141,10 +143,11 @@ def rounding_kl(full: Reader, tokens: Tensor, positions: Tensor, chunk_size: int
     return score_positions(other, one, targets, _float32_head(full), chunk_size).kl.mean().item()
 
 
-def _float32_head(reader: Reader) -> Tensor:
+def _float32_head(reader: Reader) -> OutputHead:
     """Logits of a narrower dtype are coarser than the differences that are measured."""
-    head = reader.model.get_output_embeddings().weight
-    return head.to(torch.promote_types(head.dtype, torch.float32))
+    head = find_output_head(reader.model)
+    dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    return head if head.weight.dtype == dtype else head.copy_to(dtype)
 
 
 def _rounded(x: float) -> float:

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.probing.passes import embed, read_whole, zeroed_memories
 from pipeline.losses.chunked_kl import score_positions
 from pipeline.model.augment import memory_layers
+from pipeline.model.output_head import find_output_head
 
 Shares = dict[int, Tensor]
 
@@ -73,7 +74,7 @@ def kl_without(
         layer_sets: one pass each.
         chunk_size: positions whose logits exist at one time.
     """
-    head, embeddings, targets = model.get_output_embeddings().weight, embed(model, ids), ids[positions + 1]
+    head, embeddings, targets = find_output_head(model), embed(model, ids), ids[positions + 1]
     full, sums = read_whole(model, embeddings, None)[positions], []
     for layers in layer_sets:
         with zeroed_memories(model, layers):

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.probing.passes import embed, read_whole, recomputed_layers
 from pipeline.losses.chunked_kl import chunked_forward_kl
+from pipeline.model.output_head import find_output_head
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def token_gradients(
     first_query = max(window.lossless_budget, len(ids) - 1 - window.window_size)
     queries = positions[positions >= first_query]
     evicted = slice(window.num_sink_tokens, first_query - window.window_size + 1)
-    head, embeddings = model.get_output_embeddings().weight, embed(model, ids)
+    head, embeddings = find_output_head(model), embed(model, ids)
     with torch.no_grad():
         full = read_whole(model, embeddings, None)[queries]
     weights = torch.ones(len(queries), dtype=torch.promote_types(full.dtype, torch.float32), device=ids.device)

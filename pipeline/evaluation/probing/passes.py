@@ -54,13 +54,8 @@ def _zeros(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
 @contextmanager
 def recomputed_layers(model: PreTrainedModel) -> Iterator[None]:
     """Layers keep their input alone for the backward pass, and compute again what else it needs."""
-    layers = model.get_decoder().layers
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    for layer in layers:
-        layer.training = True  # transformers asks for it; the layer's modules stay in eval mode
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
         model.activation_checkpointing_disable()
