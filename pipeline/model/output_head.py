@@ -109,8 +109,14 @@ def _own_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
         calls.append(None)
         return _DecoderOutput(last_hidden_state=hidden)
 
-    with torch.no_grad(), _replaced_forward(model.get_decoder(), give_hidden):
-        output = model(input_ids=tokens, use_cache=False)
+    try:
+        with torch.no_grad(), _replaced_forward(model.get_decoder(), give_hidden):
+            output = model(input_ids=tokens, use_cache=False)
+    except RuntimeError as error:  # of dtypes, shapes or absent weights: it computes more than was foreseen
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModelError(
+            f"{_name(model)}: its logits are not lm_head of its hidden state: {reason}"
+        ) from error
     if len(calls) != 1:
         raise UnsupportedModelError(f"{_name(model)}: its forward does not call its decoder")
     return output.logits
@@ -136,10 +142,11 @@ def _require_equal(
     differences, sizes = (x.abs().amax(-1).flatten() for x in (actual - expected, expected))
     wrong = ~(differences <= tolerance * sizes)
     if wrong.any():
-        difference, size = differences[wrong][0], sizes[wrong][0]
+        worst = torch.where(wrong, differences / sizes, -1).argmax()
+        difference, size = differences[worst], sizes[worst]
         raise UnsupportedModelError(
-            f"{_name(model)}: {fault} (difference {difference:.3g} at values up to {size:.3g}), so the losses and the "
-            f"teacher cannot reproduce its logits"
+            f"{_name(model)}: {fault} (largest difference {difference:.3g}, at values up to {size:.3g}), so "
+            f"the losses and the teacher cannot reproduce its logits"
         )
 
 
