@@ -94,9 +94,9 @@ def whole(head: OutputHead) -> Iterator[OutputHead]:
     if not partitioned:
         yield head
         return
-    from deepspeed.zero import GatheredParameters  # takes seconds; whoever partitioned them has it already
+    import deepspeed  # takes seconds; whoever partitioned them has it already
 
-    with GatheredParameters(partitioned):
+    with deepspeed.zero.GatheredParameters(partitioned):
         yield head
 
 

@@ -6,16 +6,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.data.shard_format import tokenizer_fingerprint
 from tests.data_prep.hand_packed import pack, whole, write_folder
 
 
-def make_teacher(folder: Path, vocab_size: int = 97, hidden_size: int = 32, **changes: object) -> Path:
-    """A 2-layer Qwen2 with a tokenizer.json; attention is far from uniform."""
+def make_teacher(
+    folder: Path, vocab_size: int = 97, hidden_size: int = 32, family: str = "qwen2", **changes: object
+) -> Path:
+    """Two layers and a tokenizer.json; attention is far from uniform, and a bias of the head is not zero."""
     torch.manual_seed(0)
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=48,
@@ -26,7 +29,11 @@ def make_teacher(folder: Path, vocab_size: int = 97, hidden_size: int = 32, **ch
         initializer_range=0.2,
         **changes,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        bias.data.normal_()
+    model.save_pretrained(folder)
     Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0")).save(str(folder / "tokenizer.json"))
     return folder
 
