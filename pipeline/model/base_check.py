@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline.attention.window import Document, WindowSpec
-from pipeline.model.augment import augment
+from pipeline.model.augment import PREFIX, augment
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.freezing import freeze_base
 from pipeline.model.output_head import check_output_head
@@ -237,7 +237,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _base_config_class(config: PretrainedConfig) -> type[PretrainedConfig]:
-    return next(kind for kind in type(config).__mro__ if not kind.model_type.startswith("ahn_"))
+    bases = (kind for kind in type(config).__mro__ if issubclass(kind, PretrainedConfig))
+    return next(kind for kind in bases if not kind.model_type.startswith(PREFIX))
 
 
 def _record(small: PretrainedConfig) -> Path:

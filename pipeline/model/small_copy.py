@@ -96,7 +96,7 @@ def _sections(fields: dict[str, Any]) -> bool:
 
 
 def _shrink_experts(fields: dict[str, Any]) -> dict[str, Any]:
-    changed: dict[str, Any] = {}
+    changed: dict[str, Any] = {"output_router_logits": False} if fields.get("output_router_logits") else {}
     for name, value in fields.items():
         if type(value) is not int:
             continue

@@ -24,7 +24,6 @@ DRAWS = {
     "llama": {"attention_dropout": 0.3},
     "seed_oss": {"head_dim": 16, "residual_dropout": 0.3},
     "phi": {"partial_rotary_factor": 0.5, "resid_pdrop": 0.2, "embd_pdrop": 0.2},
-    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.2, "layerdrop": 0.5},
     "phimoe": {**MOE, "router_jitter_noise": 0.2, "input_jitter_noise": 0.2},
     "mixtral": {**MOE, "router_jitter_noise": 0.3, "output_router_logits": True},
 }

@@ -38,7 +38,7 @@ def test_an_offloaded_model_is_the_model(base_folders, tokens, tmp_path, cell):
         assert torch.equal(offloaded.generate(tokens[:, :14], **options), generated)
         assert next(offloaded.get_decoder().layers[2].ahn.parameters()).is_meta  # and so again
         with pytest.raises(UserError, match=r"weight is offloaded by device_map, .* load the model without offload"):
-            save_cache(HippocampusCache(3, WINDOW), offloaded, tmp_path / "cache")
+            save_cache(HippocampusCache(model.config, WINDOW), offloaded, tmp_path / "cache")
 
 
 def test_padding_is_where_the_layers_keys_are():

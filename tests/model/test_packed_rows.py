@@ -10,8 +10,9 @@ from transformers import DataCollatorWithFlattening
 from pipeline.attention.window import Document
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.packed_rows import RowArguments, packed_documents
-from tests.model.conftest import WINDOW, Base
+from tests.model.conftest import FAMILIES, WINDOW, Base
 
+_, QWEN3 = FAMILIES["qwen3"]
 TOLERANCE = 1e-9
 LENGTHS = (1, 20, 6, 1, 17, 3)  # of a budget of 16
 ENDS = list(accumulate(LENGTHS))
@@ -127,7 +128,7 @@ def test_positions_that_start_anywhere_are_one_document(model, tokens):
     documents = [Document(row, 0, 48, WINDOW) for row in range(2)]
     whole = model(tokens, position_ids=shifted, use_cache=False, documents=documents).logits
     assert torch.equal(model(tokens, position_ids=shifted, use_cache=False).logits, whole)
-    cache = HippocampusCache(3, WINDOW)
+    cache = HippocampusCache(model.config, WINDOW)
     parts = zip(tokens.split([20, 1, 27], 1), shifted.split([20, 1, 27], 1), strict=True)
     steps = [model(part, position_ids=at, past_key_values=cache).logits for part, at in parts]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=TOLERANCE)
@@ -136,7 +137,7 @@ def test_positions_that_start_anywhere_are_one_document(model, tokens):
     for hidden in (0, 1, 40):
         position_ids = (mask.cumsum(-1) - 1).masked_fill(mask == 0, hidden)
         padded = {"attention_mask": mask, "position_ids": position_ids}
-        for way in ({"use_cache": False}, {"past_key_values": HippocampusCache(3, WINDOW)}):
+        for way in ({"use_cache": False}, {"past_key_values": HippocampusCache(model.config, WINDOW)}):
             torch.testing.assert_close(model(tokens, **padded, **way).logits[0], expected[0], rtol=0, atol=TOLERANCE)
 
 
@@ -168,7 +169,7 @@ PADDING = torch.ones(1, 48, dtype=torch.int64).index_fill(1, torch.arange(4), 0)
         ({**BOTH, "documents": [Document(0, 0, 48, WINDOW)]}, "`documents` and cu_seq_lens_q and cu_seq_lens_k say"),
         ({**BOTH, "use_cache": True}, "a cache holds one document a row: set use_cache=False"),
         ({"position_ids": POSITIONS, "use_cache": True}, "position_ids put several .* use_cache=False"),
-        ({"position_ids": POSITIONS, "past_key_values": HippocampusCache(3, WINDOW)}, "give no past_key_values"),
+        ({"position_ids": POSITIONS, "past_key_values": HippocampusCache(QWEN3, WINDOW)}, "give no past_key_values"),
     ],
 )
 def test_what_contradicts_itself_is_refused(model, row, message):
