@@ -25,6 +25,7 @@ from pipeline.data.shard_format import (
     tokenizer_fingerprint,
 )
 from pipeline.exit_codes import run_tool
+from pipeline.flags import ToolParser
 
 
 def load_decoder(manifest: Manifest, tokenizer: str | None) -> Decode | None:
@@ -110,7 +111,7 @@ def _piece(piece: dict) -> str:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     summary, rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=summary, epilog=rest)
+    parser = ToolParser("data_prep.inspect", summary, rest)
     parser.add_argument("folder", type=Path, metavar="DIR", help="packed data folder")
     parser.add_argument("samples", type=int, nargs="*", metavar="SAMPLE", help="numbers from 0 (default: 0)")
     parser.add_argument(

@@ -5,7 +5,6 @@ window, bytes per token, how full the samples are, what was cut or dropped, how 
 manifest, the indexes and of each sample its meta.json and loss_mask; it checks no digest (data_prep.verify does).
 """
 
-import argparse
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from pipeline.data.shard_format import MEMBER_DTYPES, DataError, Manifest
 from pipeline.data.shard_io import write_file
 from pipeline.data.tar_members import npy_view
 from pipeline.exit_codes import run_tool
+from pipeline.flags import ToolParser
 
 STATS_NAME = "stats.json"
 PLOT_NAME = "stats.png"
@@ -163,7 +163,7 @@ def _write_stats(folder: Path, output: Path | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     summary, rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m data_prep.stats", description=summary, epilog=rest)
+    parser = ToolParser("data_prep.stats", summary, rest)
     parser.add_argument("folder", type=Path, metavar="DIR", help="packed data folder")
     parser.add_argument("--output", type=Path, metavar="DIR2", help="folder for the results (default: DIR-stats)")
     arguments = parser.parse_args(argv)

@@ -33,6 +33,7 @@ from data_prep.shard_reader import open_tar
 from pipeline.data.shard_format import MANIFEST_NAME, DataError, Manifest, PackedSample
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.exit_codes import run_tool
+from pipeline.flags import ToolParser
 
 SourceCounts = dict[str, Counter[str]]
 
@@ -152,7 +153,7 @@ def _compare_totals(folder: Path, manifest: Manifest, counts: SourceCounts, name
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     summary, *rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=summary, epilog="\n".join(rest))
+    parser = ToolParser("data_prep.verify", summary, "\n\n".join(rest))
     parser.add_argument("folder", type=Path, metavar="DIR", help="packed data folder")
     parser.add_argument("--sample", type=int, metavar="N", help="read only N samples, spread over the folder")
     parser.add_argument("--seed", type=int, metavar="S", help="which samples (default: others each time)")

@@ -15,7 +15,8 @@ MODULES = {
 }
 LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
-    **{m: {"jsonargparse"} for m in MODULES if m.startswith("pipeline.config")},
+    "pipeline.flags": set(),
+    **{m: {"jsonargparse", "yaml"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.exit_codes": set(),
     "pipeline.data.sealed_json": set(),
     "pipeline.data.manifest_fields": set(),
@@ -31,7 +32,8 @@ TEACHER_CACHE = {  # the cache folder: no torch, no model
 }
 ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.errors": set(),
-    "pipeline.config": {"pipeline.errors"},
+    "pipeline.flags": {"pipeline.errors"},
+    "pipeline.config": {"pipeline.errors", "pipeline.flags"},
     "pipeline.ahn": {"pipeline.errors"},
     "pipeline.distributed": {"pipeline.errors"},
     "pipeline.attention": {"pipeline.errors"},
@@ -50,18 +52,18 @@ ALLOWED = {  # layer -> layers of ours it may import
     **dict.fromkeys(
         TEACHER_CACHE,
         TEACHER_CACHE
-        | {"pipeline.errors", "pipeline.exit_codes", "pipeline.data"}
+        | {"pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.data"}
         | {"pipeline.losses.positions", "pipeline.teacher.signals"},
     ),
     "pipeline.launching": {
-        *("pipeline.errors", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
+        *("pipeline.errors", "pipeline.flags", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
         *("pipeline.model.base_config", "pipeline.model.files"),
         *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
         "pipeline.training.schedules",
     },
     "data_prep": {
-        *("pipeline.errors", "pipeline.exit_codes"),
+        *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags"),
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
     },
 }

@@ -1,91 +1,91 @@
 """From a dataclass to a command line: defaults < YAML file (--config) < flags, strict keys, one-line errors."""
 
 import json
-import re
 import sys
 from argparse import ArgumentError
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from itertools import takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
-from pipeline.errors import UserError
+from pipeline.config.command_line import CommandLine, ConfigError, is_text, list_settings, require
+from pipeline.config.help_text import HelpText, arrange_help
+from pipeline.config.messages import describe_type, reword
 
 Config = TypeVar("Config")
 
 
-class ConfigError(UserError):
-    """A setting that is unknown, of the wrong type, out of range or in conflict with another."""
+class _Text(str):
+    """A string that has been read already: jsonargparse reads YAML in those of the type str itself."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError(message) unless `condition`."""
-    if not condition:
-        raise ConfigError(message)
+def _load(text: str, settings: Mapping[str, Any]) -> Any:
+    """What a file, or a value on the command line, says in YAML; texts in it are not read another time."""
+
+    def mark(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: mark(item, f"{name}.{key}" if name else key) for key, item in value.items()}
+        if isinstance(value, list):
+            return [mark(item, name) for item in value]
+        is_other = name in settings and not is_text(settings[name])
+        return _Text(value) if isinstance(value, str) and not is_other else value
+
+    try:
+        # `CommandLine` writes texts as JSON: PyYAML refuses some characters, escaped or not.
+        return mark(json.loads(text)) if text.startswith("{") else mark(get_loader("yaml")(text))
+    except json.JSONDecodeError:
+        return mark(get_loader("yaml")(text))
 
 
-def _hints(cls: type, prefix: str = "--") -> dict[str, Any]:
-    """Flag -> type, of the fields and those of the trees in them."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(cls).items():
-        found |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
-    return found
+def _unmark(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_unmark(key): _unmark(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_unmark, value))
+    return str(value) if isinstance(value, _Text) else value
 
 
-def _item_type(hint: Any) -> Any:
-    """T of list[T] and of list[T] | None; None for anything else."""
-    choices = [choice for choice in get_args(hint) if choice is not type(None)]
-    hint = choices[0] if isinstance(hint, UnionType) and len(choices) == 1 else hint
-    return get_args(hint)[0] if get_origin(hint) is list else None
-
-
-def _complete_values(cls: type, argv: list[str]) -> list[str]:
-    """Turns `--inputs a b` into the one value `["a", "b"]`, and a bare `--chat` into `--chat true`."""
-    hints = _hints(cls)
-    joined: list[str] = []
-    position = 0
-    while position < len(argv):
-        flag = argv[position]
-        position += 1
-        joined.append(flag)
-        if hints.get(flag) is bool and (position == len(argv) or argv[position].startswith("--")):
-            joined.append("true")
-        item = _item_type(hints.get(flag))
-        if item is not None:
-            values = list(takewhile(lambda value: not value.startswith("--"), argv[position:]))
-            position += len(values)
-            plain = len(values) == 1 and values[0].startswith("[")
-            listed = f"[{', '.join(values)}]" if item in (int, float) else json.dumps(values)
-            joined += values if plain else [listed]
-    return joined
-
-
-def _reword(message: str) -> str:
-    """One line; what a flag may be, as its help says it."""
-    message = " ".join(message.split())
-    choice = re.fullmatch(r'Parser key "(.+?)": Expected a typing\.Literal\[(.*)\]\. Got value: (.*)', message)
-    return message if choice is None else f"--{choice[1]}: expected one of {choice[2]}, found {choice[3]}"
-
-
-def parse_cli(cls: type[Config], argv: list[str] | None = None) -> Config:
+def parse_cli(cls: type[Config], argv: list[str] | None = None, prog: str | None = None) -> Config:
     """Builds a `cls` from its defaults, then --config FILE, then flags (later wins).
+
+    Args:
+        cls: the dataclass of the settings.
+        argv: the command line. Default: the process's.
+        prog: what --help calls the command. Default: the script's name.
 
     Raises:
         ConfigError: one line that names the flag or key.
         SystemExit: after --help.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=(cls.__doc__ or "").strip(), exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
+    settings = list_settings(cls)
+    set_loader("text", lambda text: _load(text, settings), (yaml.YAMLError,))
+    parser = ArgumentParser(
+        prog=prog,
+        formatter_class=HelpText,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode="text",
+        print_config=None,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the settings below.")
     parser.add_class_arguments(cls, fail_untyped=True)
+    arrange_help(parser, cls)
+    line = CommandLine(cls, sys.argv[1:] if argv is None else argv)
     try:
-        parsed = parser.parse_args(_complete_values(cls, sys.argv[1:] if argv is None else argv))
+        parsed = parser.parse_args(line.as_arguments())
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(_reword(str(error))) from error
+        raise ConfigError(reword(str(error), settings, line.files)) from error
     parsed.pop("config", None)
+    for name, hint in settings.items():
+        if is_dataclass(hint):
+            found = parsed.get(name)
+            require(hasattr(found, "items"), f"--{name}: expected {describe_type(hint)}, found {found}")
+    for name, value in list(parsed.items()):
+        parsed[name] = _unmark(value)
     return cls(**parser.instantiate_classes(parsed).as_dict())
 
 

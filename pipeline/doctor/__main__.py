@@ -12,7 +12,7 @@ from pipeline.errors import run_cli
 
 
 def main() -> None:
-    config = parse_cli(DoctorConfig)
+    config = parse_cli(DoctorConfig, prog="python -m pipeline.doctor")
     import torch
     from jinja2 import Environment, FileSystemLoader
 

@@ -4,7 +4,7 @@
     python -m pipeline.evaluation.lm_eval_run --data_root ROOT --model ahn --tasks longbench_hotpotqa \\
         --model_args pretrained=RUN/adapter,window_size=1920
 
-is lm-eval's own command line with the model `ahn` registered, whose arguments are those of `HippocampusLM`, and the
+It is lm-eval's own command line with the model `ahn` registered, whose arguments are those of `HippocampusLM`, and the
 tasks of `LocalTasks`, LV-Eval among them. With --data_root nothing is fetched: datasets come from there, models and
 tokenizers from where they are. Under torchrun, deepspeed, mpiexec or srun each process holds the model and takes its
 share of every task (`torchrun --nproc_per_node 8 -m pipeline.evaluation.lm_eval_run ...`). From Python:
@@ -13,6 +13,7 @@ share of every task (`torchrun --nproc_per_node 8 -m pipeline.evaluation.lm_eval
 
 import argparse
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,19 +24,27 @@ import torch.distributed as dist
 
 from pipeline.distributed.interface import choose_gloo_interface
 from pipeline.distributed.launch import adopt_launcher
-from pipeline.errors import run_cli
+from pipeline.errors import UserError, run_cli
 from pipeline.evaluation.long_context.lm_eval_data import (
     check_fetched,
     enter_offline,
     read_ruler_questions_from,
     trust_no_tokenizer_code,
 )
+from pipeline.flags import Paragraphs, looks_like_flag, suggestion
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data_root", type=Path)
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.evaluation.lm_eval_run", add_help=False, allow_abbrev=False, usage="%(prog)s [FLAGS]",
+        description=__doc__, formatter_class=Paragraphs,
+    )  # fmt: skip
+    parser.add_argument(
+        "--data_root", type=Path, metavar="ROOT", help="folder that --fetch of launchers/run_eval.py has filled"
+    )
     own, sys.argv[1:] = parser.parse_known_args()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(parser.format_help(), "\nlm-eval's own flags:\n", sep="", flush=True)
     if own.data_root is not None:
         enter_offline(own.data_root)
 
@@ -50,6 +59,7 @@ def main() -> None:
 
     setup_logging()
     harness = HarnessCLI()
+    check_flags(harness._subparsers.choices.values())
     asked = harness.parse_args()
     options = prepare_run(asked, own.data_root) if asked.command == "run" else {}
     lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **options)
@@ -63,6 +73,19 @@ def main() -> None:
         with collective():
             leave_distributed()
     failed_writes.check(vars(asked).get("output_path"))
+
+
+def check_flags(parsers: Iterable[argparse.ArgumentParser]) -> None:
+    """Refuses a flag that none of lm-eval's commands has, which argparse alone would not set right.
+
+    Raises:
+        UserError: that flag, and the nearest there is.
+    """
+    known = {"--data_root", "--help"} | {option for p in parsers for a in p._actions for option in a.option_strings}
+    for argument in sys.argv[1:]:
+        flag = argument.partition("=")[0]
+        if looks_like_flag(flag) and not any(option.startswith(flag) for option in known):
+            raise UserError(f"{flag}: no such flag{suggestion(flag, known)}; see --help")
 
 
 def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, Any]:

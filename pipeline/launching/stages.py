@@ -6,6 +6,7 @@ What a stage leaves out it takes from those before it: the data, the cache and t
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,7 +20,9 @@ from pipeline.config import (
     parse_cli,
     require,
 )
+from pipeline.config.command_line import is_text, item_type
 from pipeline.data.storage import is_url
+from pipeline.flags import looks_like_flag
 from pipeline.launching.findings import Findings
 
 StageConfig = PrepareConfig | TeacherCacheConfig | TrainRunConfig | EvalConfig
@@ -61,7 +64,7 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], dict[str, list[s
         if equals:
             parts[stage].append(f"--{key}={value}")
             continue
-        values = list(takewhile(lambda text: not text.startswith("--"), argv[position:]))
+        values = list(takewhile(lambda text: not looks_like_flag(text), argv[position:]))
         require(bool(values), f"{flag}: a value is missing")
         parts[stage] += [f"--{key}", *values]
         position += len(values)
@@ -84,7 +87,8 @@ def build_stages(config: SubmitConfig, overrides: Mapping[str, list[str]], findi
         given = dict(section or {})
         recipe = [f"--config={file}"] if (file := given.pop("config", None)) else []
         links = _links(name, {stage: s.config for stage, s in stages.items()})
-        arguments = [*_flags(cls, links), *recipe, *_flags(cls, given), *overrides[name]]
+        defaults = [f"--config={json.dumps(links)}"] if links else []
+        arguments = [*defaults, *recipe, *_flags(cls, given), *overrides[name]]
         with findings.of(name):
             stages[name] = Stage(name, arguments, parse_cli(cls, arguments))
     train = stages.get("train")
@@ -109,10 +113,23 @@ def _links(name: str, before: Mapping[str, StageConfig]) -> dict[str, Any]:
 
 
 def _flags(cls: type, settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The settings as flags; what a flag cannot say, the null of a text among it, as one more file of settings.
+
+    Raises:
+        ConfigError: a setting that is text is something else.
+    """
     hints = get_type_hints(cls)
     for key, value in settings.items():
-        if is_dataclass(hints.get(key)) and isinstance(value, dict):
-            yield from _flags(hints[key], value, f"{prefix}{key}.")
+        hint, flag = hints.get(key), f"--{prefix}{key}"
+        items = value if isinstance(value, list) else [value]
+        if is_dataclass(hint) and isinstance(value, dict):
+            yield from _flags(hint, value, f"{prefix}{key}.")
+        elif hint is None or not is_text(hint):
+            yield f"{flag}={value if isinstance(value, str) else json.dumps(value)}"
+        elif item_type(hint) is None and isinstance(value, str):
+            yield f"{flag}={value}"
+        elif item_type(hint) is not None and all(isinstance(i, str) and not looks_like_flag(i) for i in items):
+            yield from [flag, *items]
         else:
-            value = [value] if hints.get(key) == list[str] and isinstance(value, str) else value
-            yield f"--{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+            parts = reversed(f"{prefix}{key}".split("."))
+            yield f"--config={json.dumps(reduce(lambda inner, part: {part: inner}, parts, value))}"

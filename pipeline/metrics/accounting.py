@@ -195,7 +195,7 @@ def format_account(account: Account, published: tuple[float, ...] | None) -> str
 
 
 def main() -> None:
-    config = parse_cli(AccountingConfig)
+    config = parse_cli(AccountingConfig, prog="python -m pipeline.metrics.accounting")
     architecture, window = load_architecture(config.model), WindowSpec(config.num_sink_tokens, config.window_size)
     account = compute_account(architecture, config.cell, config.length, window, config.bytes_per_element)
     as_published = (config.cell, config.length, window) == ("gated_delta_net", 128_000, WindowSpec(128, 32_640))

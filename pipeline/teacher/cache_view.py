@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
 from pipeline.exit_codes import run_tool
+from pipeline.flags import ToolParser
 from pipeline.teacher.cache_checks import (
     CachedShard,
     OpenedCache,
@@ -166,7 +167,7 @@ def compute_guesses(signal: Signal, row: int) -> list[tuple[int, float]]:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     summary, rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m pipeline.teacher.inspect", description=summary, epilog=rest)
+    parser = ToolParser("pipeline.teacher.inspect", summary, rest)
     parser.add_argument("folder", type=Path, metavar="CACHE", help="teacher cache, finished or not")
     parser.add_argument("samples", type=int, nargs="*", metavar="SAMPLE", help="numbers from 0 (default: 0)")
     parser.add_argument("--data", metavar="DIR", help="packed data folder (or URL) that the cache was made of")

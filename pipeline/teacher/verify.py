@@ -21,6 +21,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.exit_codes import run_tool
+from pipeline.flags import ToolParser
 from pipeline.teacher.cache_checks import CachedShard, OpenedCache, load_checked_index, open_cache, read_checked_sample
 from pipeline.teacher.cache_listing import LISTING_DIGEST_NAME, LISTING_NAME
 
@@ -104,8 +105,7 @@ def _check_shard(
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     summary, *rest = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m pipeline.teacher.verify", description=summary,
-                                     epilog="\n".join(rest))  # fmt: skip
+    parser = ToolParser("pipeline.teacher.verify", summary, "\n\n".join(rest))
     parser.add_argument("folder", type=Path, metavar="CACHE", help="teacher cache")
     parser.add_argument("--data", metavar="DIR", help="packed data folder (or URL) that the cache was made of")
     parser.add_argument("--sample", type=int, metavar="N", help="read only N samples, spread over the cache")

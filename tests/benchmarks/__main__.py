@@ -3,10 +3,11 @@
 import importlib
 import json
 import platform
-import sys
 from pathlib import Path
 
 import torch
+
+from pipeline.flags import ToolParser, suggestion
 
 NAMES = (
     "attention",
@@ -22,9 +23,11 @@ NAMES = (
 
 
 def main() -> None:
-    names = sys.argv[1:] or NAMES
-    if unknown := set(names) - set(NAMES):
-        sys.exit(f"error: no benchmark {sorted(unknown)}; there are {', '.join(NAMES)}")
+    parser = ToolParser("tests.benchmarks", "Prints tables and writes runs/benchmarks.json.", "")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    names = parser.parse_args().names or NAMES
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no benchmark {unknown[0]}{suggestion(unknown[0], NAMES)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = {name: importlib.import_module(f"tests.benchmarks.{name}").run() for name in names}

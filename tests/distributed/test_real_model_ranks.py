@@ -39,7 +39,7 @@ def prepare(model: Path, root: Path) -> Path:
     texts = [topics[name] for name in sorted(topics) if len(topics[name]) > 6 * SEQ_LEN][: NUM_STEPS * GLOBAL_BATCH]
     for number, text in enumerate(texts):
         (root / "text" / f"{number}.txt").write_text(text[: 6 * SEQ_LEN])
-    flags = [f"--tokenizer={model}", f"--inputs=[{root / 'text'}]", f"--seq_len={SEQ_LEN}", f"--output={root / 'data'}"]
+    flags = [f"--tokenizer={model}", f"--inputs={root / 'text'}", f"--seq_len={SEQ_LEN}", f"--output={root / 'data'}"]
     prepared = run([sys.executable, REPOSITORY / "launchers" / "prepare.py", *flags], root / "log")
     assert prepared.returncode == 0, prepared.output
     return root / "data"

@@ -40,7 +40,7 @@ def ranks():
 
 
 def prepare(model: Path, output: Path, inputs: Path, *flags: str) -> Path:
-    arguments = [f"--tokenizer={model}", f"--seq_len={SEQ_LEN}", f"--output={output}", f"--inputs=[{inputs}]", *flags]
+    arguments = [f"--tokenizer={model}", f"--seq_len={SEQ_LEN}", f"--output={output}", f"--inputs={inputs}", *flags]
     command = [sys.executable, str(REPOSITORY / "launchers" / "prepare.py"), *arguments]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return output
