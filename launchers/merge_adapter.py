@@ -4,12 +4,16 @@ python launchers/merge_adapter.py --adapter RUN/adapter --output MERGED
 python launchers/merge_adapter.py --adapter RUN/adapter --output PUBLISHED --layout published  # memories alone
 """
 
+import signal
+import sys
+
 from pipeline.config import MergeConfig, parse_cli
 from pipeline.errors import UserError, run_cli
 
 
 def main() -> None:
     config = parse_cli(MergeConfig)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is removed
     if not config.adapter.is_dir():
         raise UserError(f"--adapter {config.adapter}: no such folder")
     if config.layout == "published":
@@ -27,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "interrupted; nothing was written")

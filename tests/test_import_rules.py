@@ -16,6 +16,7 @@ MODULES = {
 LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     "pipeline.flags": set(),
+    "pipeline.whole_output": set(),
     **{m: {"jsonargparse", "yaml"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.exit_codes": set(),
     "pipeline.data.sealed_json": set(),
@@ -33,6 +34,7 @@ TEACHER_CACHE = {  # the cache folder: no torch, no model
 ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.errors": set(),
     "pipeline.flags": {"pipeline.errors"},
+    "pipeline.whole_output": {"pipeline.errors"},
     "pipeline.config": {"pipeline.errors", "pipeline.flags"},
     "pipeline.ahn": {"pipeline.errors"},
     "pipeline.distributed": {"pipeline.errors"},
@@ -43,7 +45,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     },
     "pipeline.model": {
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed"),
-        "pipeline.losses.output_head",
+        *("pipeline.losses.output_head", "pipeline.whole_output"),
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
     "pipeline.exit_codes": {"pipeline.errors"},

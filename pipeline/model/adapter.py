@@ -8,7 +8,6 @@ Files are replaced one by one, each atomically, so a reader always finds a whole
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_weights, read_weights_header
+from pipeline.whole_output import whole_file
 
 ADAPTER_FORMAT_VERSION = 1
 _PROBE_BYTES = 4096
@@ -38,13 +38,10 @@ def save_adapter(folder: Path, state: dict[str, Tensor], info: dict) -> None:
         info: {"base_model", "base_fingerprint", "memory": {...}, "num_sink_tokens", "window_size",
             "training": {...}}.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f".{ADAPTER_WEIGHTS}.tmp"
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, weights)
-    _publish(weights, folder / ADAPTER_WEIGHTS)
-    config = folder / f".{ADAPTER_CONFIG}.tmp"
-    config.write_text(json.dumps({"format_version": ADAPTER_FORMAT_VERSION, **info}, indent=1) + "\n")
-    _publish(config, folder / ADAPTER_CONFIG)
+    with whole_file(folder / ADAPTER_WEIGHTS) as weights:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, weights)
+    with whole_file(folder / ADAPTER_CONFIG) as config:
+        config.write_text(json.dumps({"format_version": ADAPTER_FORMAT_VERSION, **info}, indent=1) + "\n")
 
 
 def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -64,15 +61,6 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             f"this code reads {ADAPTER_FORMAT_VERSION}"
         )
     return info, state
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)
-    directory = os.open(final.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def base_fingerprint(path_or_id: str) -> str:

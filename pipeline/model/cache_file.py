@@ -5,7 +5,6 @@ The file names the model that made it (a digest over probes of all weights) and 
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
+from pipeline.whole_output import whole_file
 
 FORMAT_VERSION = 1
 _PROBE_ELEMENTS = 64
@@ -42,7 +42,11 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def save_cache(cache: HippocampusCache, model: nn.Module, path: Path) -> None:
-    """Writes the cache; an older file of that name is replaced atomically."""
+    """Writes the cache; an older file of that name is replaced atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     tensors = {
         f"{index}.{name}": value.contiguous().cpu()
         for index, layer in enumerate(cache.layers)
@@ -56,11 +60,11 @@ def save_cache(cache: HippocampusCache, model: nn.Module, path: Path) -> None:
         "num_seen": cache.get_seq_length(),
         "model_fingerprint": model_fingerprint(model),
     }
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    save_file(tensors, temporary, metadata={"ahn_cache": json.dumps(description)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"ahn_cache": json.dumps(description)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--save_cache {path} cannot be written: {error}") from error
 
 
 def load_cache(path: Path, model: nn.Module) -> HippocampusCache:

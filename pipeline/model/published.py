@@ -5,7 +5,6 @@ A folder with `config.json` (the base's) and one `model.safetensors` that holds 
 Nothing in the folder names the cell; its parameters do.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.model.files import ADAPTER_WEIGHTS, holds_memories_alone, is_published_id
+from pipeline.whole_output import whole_folder
 
 UNUSED = "D"
 CELL_PARAMETERS = {
@@ -61,10 +61,8 @@ def save_published(folder: Path, cell: str, state: dict[str, Tensor], base_confi
     """Writes the memories in the published layout, with the base's config.json (its text) beside them.
 
     Raises:
-        UserError: the folder is already there.
+        OSError, SafetensorError: the folder is already there, or cannot be written.
     """
-    if folder.exists():
-        raise UserError(f"--output {folder}: already exists; name a folder that does not")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if cell == "gated_delta_net":
         tensors |= {
@@ -72,8 +70,6 @@ def save_published(folder: Path, cell: str, state: dict[str, Tensor], base_confi
             for name, value in tensors.items()
             if name.endswith(".ahn.fn.A_log")
         }
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    (temporary / "config.json").write_text(base_config)
-    os.replace(temporary, folder)
+    with whole_folder(folder) as unfinished:
+        save_file(tensors, unfinished / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (unfinished / "config.json").write_text(base_config)

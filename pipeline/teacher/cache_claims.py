@@ -55,7 +55,7 @@ def _open(path: Path) -> int:
     while True:
         path.parent.mkdir(exist_ok=True)
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # who finished the cache removed the folder in between
             continue
 

@@ -7,7 +7,6 @@ each stage until it is solved; without these stages the task itself teaches noth
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pipeline.config import RecallBaseConfig, RecallTaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.recall.documents import SINK, make_documents, make_repeats, make_tokenizer
 from pipeline.evaluation.writing import writes_to
+from pipeline.whole_output import whole_folder
 
 NUM_STAGES, FEWEST_FACTS, NEAREST = 5, 4, 8
 REPEATED_TOKENS = (4, 12)
@@ -83,12 +83,10 @@ def save_base(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, record
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save(str(unfinished / "tokenizer.json"))
-    (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save(str(unfinished / "tokenizer.json"))
+        (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def train_base(task: RecallTaskConfig, base: RecallBaseConfig) -> tuple[PreTrainedModel, list[int]]:
