@@ -1,7 +1,11 @@
 """generate.py as a user runs it: what it prints, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +13,14 @@ from transformers import AutoTokenizer
 
 from pipeline.attention.window import WindowSpec
 from pipeline.model.loading import load_model, set_window
-from tests.launchers.conftest import launch
+from tests.launchers.conftest import REPOSITORY, launch
 
 PROMPT = "def evaluate(model, documents):\n    for document in documents:\n        yield document.score(model)\n"
 
 
-def greedy(tiny, window: WindowSpec | None, new_tokens: int) -> str:
+def greedy(tiny, window: WindowSpec | None, new_tokens: int, model: Path | None = None) -> str:
     """The continuation that the library gives, without cache, one whole forward a token."""
-    model = load_model(str(tiny.adapter), dtype=torch.float32).eval()
+    model = load_model(str(model or tiny.adapter), dtype=torch.float32).eval()
     if window is not None:
         set_window(model, window)
     tokenizer = AutoTokenizer.from_pretrained(tiny.base)
@@ -37,6 +41,45 @@ def test_greedy_text_is_the_models_own_with_the_window_that_was_asked_for(tiny, 
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip("\n") == greedy(tiny, window, 24).rstrip("\n")
     assert "tokens in the memory" in done.stderr
+
+
+OF_THE_BASE = {
+    "do_sample": True, "temperature": 0.3, "top_k": 2, "top_p": 0.4, "min_p": 0.5, "repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1, "num_beams": 3, "suppress_tokens": list(range(2, 200)), "use_cache": False,
+    "cache_implementation": "static", "max_length": 9, "min_new_tokens": 3, "eos_token_id": 1,
+}  # fmt: skip
+
+
+def base_with(tiny, folder, generation_config=None, **settings) -> Path:
+    """A copy of the base with other settings in its files."""
+    shutil.copytree(tiny.base, folder)
+    if generation_config is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation_config))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_command_line_wins_over_the_bases_generation_config(tiny, tmp_path) -> None:
+    base = base_with(tiny, tmp_path / "base", OF_THE_BASE, use_cache=False)
+    asked = ("--prompt", PROMPT, "--max_new_tokens", 24)
+    for model, library in ((("--model", tiny.adapter, "--base", base), None), (("--model", base), tiny.base)):
+        done = launch("generate.py", *model, *asked)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.rstrip("\n") == greedy(tiny, None, 24, library).rstrip("\n")
+        settings = done.stderr[
+            done.stderr.index("greedy, at most 24 tokens; not in force, of the base's") :
+        ].splitlines()[0]
+        for name in ("repetition_penalty 3.0", "num_beams 3", "no_repeat_ngram_size 1", "top_k 2"):
+            assert name in settings
+    sampling = ("--temperature", 2.0, "--top_p", 0.9, "--seed", 5)
+    plain, told = (
+        launch("generate.py", "--model", tiny.adapter, *base_flags, *asked, *sampling)
+        for base_flags in ((), ("--base", base))
+    )
+    assert "sampling at temperature 2.0, top_p 0.9, seed 5, at most 24 tokens; not in force" in told.stderr
+    assert plain.stdout == told.stdout != "", told.stderr
 
 
 def test_window_flags_change_the_text(tiny) -> None:
@@ -91,6 +134,50 @@ def test_chat_needs_a_template_and_uses_it(tiny, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     wrapped = tokenizer(f"user: {PROMPT.strip()} answer:", add_special_tokens=False).input_ids
     assert abs(int(chat.stderr.strip().splitlines()[-1].split()[0]) - len(wrapped)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('needs a system message') }}", "needs a system message"),
+        ("{% for m in messages %}{{ m.content.parts[0] }}{% endfor %}", "UndefinedError"),
+        ("{% for m in %}", "TemplateSyntaxError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(tiny, tmp_path, template, reason) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base, base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    done = launch("generate.py", "--model", tiny.adapter, "--base", base, "--chat", "--prompt", "x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "--chat: the chat template of" in done.stderr and reason in done.stderr
+
+
+def test_files_are_looked_at_before_the_prompt_is_read(tiny, refused, tmp_path) -> None:
+    model = ("--model", tiny.adapter)
+    lost = tmp_path / "nowhere/document.cache"
+    message = refused("generate.py", *model, "--save_cache", lost)
+    assert f"--save_cache {lost}: {tmp_path}/nowhere is no folder that can be written" in message
+    assert "is a folder" in refused("generate.py", *model, "--save_cache", tmp_path)
+    assert "no such file" in refused("generate.py", *model, "--load_cache", lost)
+
+
+def test_a_prompt_that_is_not_utf8_is_one_line(tiny, tmp_path) -> None:
+    (tmp_path / "prompt").write_bytes("größer".encode("latin-1"))
+    command = [sys.executable, str(REPOSITORY / "launchers/generate.py"), "--model", str(tiny.adapter)]
+    for arguments, source in (
+        ([], "stdin"),
+        (["--prompt_file", str(tmp_path / "prompt")], "--prompt_file"),
+        (["--prompt", b"gr\xf6sser"], "--prompt"),
+    ):
+        for locale in ("C", "C.UTF-8"):
+            environment = {"PATH": os.environ["PATH"], "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"}
+            with open(tmp_path / "prompt", "rb") as stdin:
+                done = subprocess.run([*command, *arguments], stdin=stdin, capture_output=True, env=environment)
+            assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+            assert done.stderr.startswith(f"error: {source}".encode()) and b"cannot be read" in done.stderr
 
 
 def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
