@@ -23,7 +23,10 @@ def main() -> None:
     from pipeline.training.preflight import preflight
 
     plan = preflight(config)
-    from pipeline.training.trainer import run_training  # torch, transformers and deepspeed: seconds
+    from pipeline.distributed.deepspeed_check import check_deepspeed_config  # torch and deepspeed: seconds
+
+    check_deepspeed_config(config.ds_config, plan.deepspeed)
+    from pipeline.training.trainer import run_training  # also transformers
 
     run_training(plan, stop)
 

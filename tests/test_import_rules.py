@@ -37,7 +37,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.whole_output": {"pipeline.errors"},
     "pipeline.config": {"pipeline.errors", "pipeline.flags"},
     "pipeline.ahn": {"pipeline.errors"},
-    "pipeline.distributed": {"pipeline.errors"},
+    "pipeline.distributed": {"pipeline.errors", "pipeline.flags"},
     "pipeline.attention": {"pipeline.errors"},
     "pipeline.losses": {"pipeline.errors", "pipeline.teacher.signals", "pipeline.attention.window"},
     "pipeline.data": {

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, reduce
 from itertools import takewhile
 from pathlib import Path
 from types import UnionType
@@ -60,22 +60,17 @@ class CommandLine:
     """The flags of one command line.
 
     Attributes:
-        files: --config FILE, in order.
-        texts: the settings that are text, as nested mappings of str and list[str].
-        others: the rest, as `--name=VALUE` with a VALUE that jsonargparse reads.
+        arguments: for jsonargparse, in order: `--name=VALUE` with a VALUE that it reads, and a text, which it shall not
+            read, as a file of settings in JSON.
+        files: what --config names.
     """
 
     def __init__(self, cls: type, argv: list[str]) -> None:
         """Raises ConfigError for a flag that is unknown or lacks its value."""
         self._settings = list_settings(cls)
-        self.files, self.texts, self.others = list[str](), dict[str, Any](), list[str]()
+        self.arguments, self.files = list[str](), list[str]()
         for flag, values in self._split(argv):
             self._add(flag, values)
-
-    def as_arguments(self) -> list[str]:
-        """For jsonargparse, whatever the order was: files first, and the texts as one more of them, as JSON."""
-        texts = [f"--config={json.dumps(self.texts)}"] if self.texts else []
-        return [*(f"--config={file}" for file in self.files), *self.others, *texts]
 
     def _split(self, argv: list[str]) -> Iterator[tuple[str, list[str]]]:
         position = 0
@@ -111,30 +106,27 @@ class CommandLine:
         return self._settings.get(name)
 
     def _add(self, flag: str, values: list[str]) -> None:
-        name, hint = flag[2:], self._hint(flag)
+        hint = self._hint(flag)
         if flag in ("-h", "--help"):
-            self.others.append(flag)
+            self.arguments.append(flag)
         elif hint is bool and not values:
-            self.others.append(f"{flag}=true")
+            self.arguments.append(f"{flag}=true")
         elif is_text(hint) and item_type(hint) is not None:
-            self._set_text(name, values)
+            self.arguments.append(as_file(flag[2:], values))
         elif not values and item_type(hint) is None:
             raise ConfigError(f"{flag}: a value is missing; one that begins with -- is given as {flag}=VALUE")
-        elif flag == "--config":
-            self.files += values
         elif is_text(hint):
             # An empty path would be the current folder: what an unset variable of a shell script gives.
             require(without_none(hint) is not Path or values[0] != "", f"{flag}: the path is empty")
-            self._set_text(name, values[0])
+            self.arguments.append(as_file(flag[2:], values[0]))
         else:
-            self.others.append(f"{flag}={values[0] if item_type(hint) is None else _join(values, hint)}")
+            self.files += values if flag == "--config" else []
+            self.arguments.append(f"{flag}={values[0] if item_type(hint) is None else _join(values, hint)}")
 
-    def _set_text(self, name: str, value: str | list[str]) -> None:
-        *parents, last = name.split(".")
-        place = self.texts
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+
+def as_file(name: str, value: Any) -> str:
+    """A flag that gives a setting as a file of settings would: `--config={"train": {"wandb": "text"}}`."""
+    return f"--config={json.dumps(reduce(lambda inner, part: {part: inner}, reversed(name.split('.')), value))}"
 
 
 def _join(values: list[str], hint: Any) -> str:

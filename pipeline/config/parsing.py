@@ -76,7 +76,7 @@ def parse_cli(cls: type[Config], argv: list[str] | None = None, prog: str | None
     arrange_help(parser, cls)
     line = CommandLine(cls, sys.argv[1:] if argv is None else argv)
     try:
-        parsed = parser.parse_args(line.as_arguments())
+        parsed = parser.parse_args(line.arguments)
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(reword(str(error), settings, line.files)) from error
     parsed.pop("config", None)

@@ -6,7 +6,6 @@ What a stage leaves out it takes from those before it: the data, the cache and t
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -20,7 +19,7 @@ from pipeline.config import (
     parse_cli,
     require,
 )
-from pipeline.config.command_line import is_text, item_type
+from pipeline.config.command_line import as_file, is_text, item_type
 from pipeline.data.storage import is_url
 from pipeline.flags import looks_like_flag
 from pipeline.launching.findings import Findings
@@ -87,8 +86,7 @@ def build_stages(config: SubmitConfig, overrides: Mapping[str, list[str]], findi
         given = dict(section or {})
         recipe = [f"--config={file}"] if (file := given.pop("config", None)) else []
         links = _links(name, {stage: s.config for stage, s in stages.items()})
-        defaults = [f"--config={json.dumps(links)}"] if links else []
-        arguments = [*defaults, *recipe, *_flags(cls, given), *overrides[name]]
+        arguments = [*_flags(cls, links), *recipe, *_flags(cls, given), *overrides[name]]
         with findings.of(name):
             stages[name] = Stage(name, arguments, parse_cli(cls, arguments))
     train = stages.get("train")
@@ -131,5 +129,4 @@ def _flags(cls: type, settings: Mapping[str, Any], prefix: str = "") -> Iterator
         elif item_type(hint) is not None and all(isinstance(i, str) and not looks_like_flag(i) for i in items):
             yield from [flag, *items]
         else:
-            parts = reversed(f"{prefix}{key}".split("."))
-            yield f"--config={json.dumps(reduce(lambda inner, part: {part: inner}, parts, value))}"
+            yield as_file(f"{prefix}{key}", value)

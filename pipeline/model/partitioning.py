@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.distributed.deepspeed_check import deepspeed_settings
+
 
 def partition_frozen(model: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
     """Partitions the parameters without `requires_grad` over all ranks, in place. Collective.
@@ -20,6 +22,9 @@ def partition_frozen(model: nn.Module, settings: dict[str, Any], device: torch.d
         model: loaded alike on every rank, on the CPU.
         settings: DeepSpeed's, with ZeRO stage 3.
         device: where the parts belong.
+
+    Raises:
+        UserError: DeepSpeed does not take the settings.
     """
     reads = dist.get_rank() == 0
     for module in model.modules():
@@ -31,4 +36,5 @@ def partition_frozen(model: nn.Module, settings: dict[str, Any], device: torch.d
             # A new tensor on the others too: what is received would be written into their own copy of the file's pages.
             whole = torch.empty_like(parameter, device=device)
             parameter.data = whole.copy_(parameter) if reads else whole
-        deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=frozen[0].dtype)
+        with deepspeed_settings():
+            deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=frozen[0].dtype)

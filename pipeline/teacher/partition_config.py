@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.config import require
 from pipeline.config.deepspeed_json import read_deepspeed_json
+from pipeline.flags import suggestion
 
 _MEANINGFUL = ("zero_optimization", "comms_logger", "steps_per_print", "wall_clock_breakdown")
 _ROUNDING = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
@@ -22,7 +23,8 @@ def load_partition_config(path: Path) -> dict[str, Any]:
     require(
         not foreign,
         f"--ds_config {path} sets {', '.join(foreign)}, without meaning for a teacher, which is only run (in "
-        f"--base_dtype); give a file with zero_optimization alone, as ds_configs/zero3.json",
+        f"--base_dtype){suggestion(foreign[0], _MEANINGFUL) if foreign else ''}; give a file with zero_optimization "
+        f"alone, as ds_configs/zero3.json",
     )
     zero = user.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}

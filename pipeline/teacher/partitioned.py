@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import TeacherCacheConfig
+from pipeline.distributed.deepspeed_check import check_deepspeed_config
 from pipeline.distributed.groups import Ranks, gather_rows, init_distributed, leave_distributed, raise_together
 from pipeline.model.output_head import find_output_head, whole
 from pipeline.teacher.capture import Outcome, begin_capture, capture_shards, error_of, finish_capture
@@ -70,8 +71,10 @@ def run_partitioned(plan: CapturePlan, settings: dict[str, Any]) -> Outcome:
         settings: DeepSpeed's, as `load_partition_config` returns them.
 
     Raises:
-        UserError: as `run_capture`; also of another rank.
+        UserError: as `run_capture`; also of another rank; DeepSpeed does not take the settings.
     """
+    assert plan.config.ds_config is not None
+    check_deepspeed_config(plan.config.ds_config, settings)
     ranks = init_distributed()
     raise_together(error_of(lambda: begin_capture(plan)), ranks)
     lock_step = LockStep(ranks)

@@ -18,16 +18,22 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
+from pipeline.distributed.deepspeed_check import deepspeed_settings
 from pipeline.training.distillation import Distillation
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_engine(module: Distillation, train: TrainConfig, deepspeed_config: dict[str, Any]) -> DeepSpeedEngine:
-    """Wraps `module` for training, with AdamW over its trainable parameters. Collective."""
+    """Wraps `module` for training, with AdamW over its trainable parameters. Collective.
+
+    Raises:
+        UserError: DeepSpeed cannot do together what its JSON asks for.
+    """
     groups = parameter_groups(module.model, train.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config)
+    with deepspeed_settings():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config)
     _create_moments(engine)
     return engine
 

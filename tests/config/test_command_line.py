@@ -39,7 +39,7 @@ def value_at(config, name):
 def parse_one(cls, arguments):
     """One setting of a class whose others may be required, or not go with it."""
     line = CommandLine(cls, arguments)
-    (argument,) = line.as_arguments()
+    (argument,) = line.arguments
     return _unmark(_load(argument.removeprefix("--config="), list_settings(cls)))
 
 
@@ -91,12 +91,15 @@ def test_null_leaves_what_is_no_text_unset(tmp_path):
     assert parse_cli(GenerateConfig, [f"--config={tmp_path / 'x.yaml'}"]).base is None
 
 
-def test_flags_win_over_files_whatever_the_order(tmp_path):
+def test_what_comes_later_wins(tmp_path):
     (tmp_path / "x.yaml").write_text("model: of file\ntrain: {seed: 3, wandb: of file, max_steps: 5}\n")
     flags = [*TRAIN, "--train.wandb", "of flag", "--train.seed", "4", "--train.seed", "5"]
-    for arguments in ([f"--config={tmp_path / 'x.yaml'}", *flags], [*flags, "--config", str(tmp_path / "x.yaml")]):
+    for arguments, expected in (
+        ([f"--config={tmp_path / 'x.yaml'}", *flags], ("m", 5, "of flag", 5)),
+        ([*flags, "--config", str(tmp_path / "x.yaml")], ("of file", 3, "of file", 5)),
+    ):
         config = parse_cli(TrainRunConfig, arguments)
-        assert (config.model, config.train.seed, config.train.wandb, config.train.max_steps) == ("m", 5, "of flag", 5)
+        assert (config.model, config.train.seed, config.train.wandb, config.train.max_steps) == expected
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,20 @@ def test_without_slurm_and_torch_it_says_what_is_missing(tmp_path):
         "error: site: sbatch, scontrol, scancel not found; submit where Slurm's commands are on the PATH",
     ]
     assert sys.executable not in done.stdout
+
+
+def test_text_of_an_experiment_arrives_as_it_is():
+    texts = ["null", "[a]", "# b", "--c=d", "e f"]
+    sections = SECTIONS | {
+        "prepare": SECTIONS["prepare"] | {"inputs": texts, "exclude": [], "text_field": "~"},
+        "train": SECTIONS["train"] | {"teacher_cache": None, "train": {"wandb": "[1]", "max_steps": 3}},
+    }
+    stages = stages_of(sections)
+    prepare, train = stages["prepare"].config, stages["train"].config
+    assert (prepare.inputs, prepare.exclude, prepare.text_field) == (texts, [], "~")
+    assert (train.teacher_cache, train.train.wandb) == (None, "[1]")  # not the cache stage's
+    findings = Findings()
+    build_stages(
+        SubmitConfig(prepare=SECTIONS["prepare"] | {"tokenizer": 5}), {name: [] for name in SECTIONS}, findings
+    )
+    assert "--tokenizer: expected text, found 5" in str(findings)

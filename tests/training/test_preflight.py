@@ -123,11 +123,13 @@ def test_halo_mode_does_not_run_the_teacher(inputs, tmp_path, monkeypatch):
         ('{"scheduler": {}}', 'sets "scheduler"'),
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object, found list"),
+        ("\udcff", "is not JSON"),
+        ('{"zero_optimization": 2}', '"zero_optimization" must be an object, found 2'),
     ],
 )
 def test_deepspeed_json_that_is_wrong_or_contradicts_a_flag(inputs, tmp_path, content, expected):
     path = tmp_path / "ds.json"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     message = refused(inputs, tmp_path / "run", ds_config=path)
     assert expected in message and str(path) in message
 
