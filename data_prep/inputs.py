@@ -4,7 +4,6 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from data_prep.excludes import find_excluded, split_fixed
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
@@ -68,11 +68,15 @@ def find_inputs(source: Source) -> tuple[list[InputFile], dict[str, int]]:
     """
     skipped = dict.fromkeys(LEFT_OUT, 0)
     sizes: dict[str, int] = {}
+    roots: set[str] = set()  # the folders that were given, or that a glob begins with
     for given in _expand_lists(source):
-        sizes.update(_expand(given, source, skipped))
+        found, root = _expand(given, source, skipped)
+        sizes.update(found)
+        roots.update(root)
+    excluded = find_excluded(source, sizes, roots, _shared_folder(sizes)) if source.exclude and sizes else set()
+    skipped["excluded"] = len(excluded)
     for url in list(sizes):
-        if any(fnmatch(url, pattern) or fnmatch(posixpath.basename(url), pattern) for pattern in source.exclude):
-            skipped["excluded"] += 1
+        if url in excluded:
             del sizes[url]
         elif sizes[url] < source.min_bytes:
             skipped["below_min_bytes"] += 1
@@ -83,12 +87,12 @@ def find_inputs(source: Source) -> tuple[list[InputFile], dict[str, int]]:
             f"--inputs: no file of source {source.name!r} is left to read ({counts}); "
             f"see --exclude and --min_bytes {source.min_bytes}"
         )
-    depth = _shared_depth(min(sizes), max(sizes))  # whatever sorts in between shares it too
-    return [_input_file(source, url, depth, sizes[url]) for url in sorted(sizes)], skipped
+    shared = _shared_folder(sizes)
+    return [_input_file(source, url, shared, sizes[url]) for url in sorted(sizes)], skipped
 
 
-def _input_file(source: Source, url: str, depth: int, size: int) -> InputFile:
-    name = "/".join(url.split("/")[depth:])
+def _input_file(source: Source, url: str, shared: str, size: int) -> InputFile:
+    name = url[len(shared) + 1 :]
     try:
         name.encode()
     except UnicodeEncodeError as error:  # the file system allows any bytes; the manifest is JSON
@@ -96,10 +100,10 @@ def _input_file(source: Source, url: str, depth: int, size: int) -> InputFile:
     return InputFile(source.name, url, name, FORMATS.get(extension_of(url), "text"), size)
 
 
-def _shared_depth(first: str, last: str) -> int:
-    """How many leading folders two paths share."""
-    pairs = zip(first.split("/")[:-1], last.split("/")[:-1], strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _shared_folder(urls: Iterable[str]) -> str:
+    """The deepest folder that all of them lie in."""
+    folders = [url.split("/")[:-1] for url in (min(urls), max(urls))]  # whatever sorts in between shares it too
+    return "/".join(first for first, last in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
 
 
 def _expand_lists(source: Source) -> Iterator[str]:
@@ -114,24 +118,28 @@ def _expand_lists(source: Source) -> Iterator[str]:
         if path.exists() and not path.is_file():  # to open a FIFO would wait for ever
             raise DataError(f"--inputs {given}: the list is not a regular file")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut names with odd characters
         except (OSError, ValueError) as error:
             raise DataError(f"--inputs {given}: the list cannot be read ({error})") from error
         yield from (line for line in lines if line.strip())
 
 
-def _expand(given: str, source: Source, skipped: dict[str, int]) -> dict[str, int]:
-    """The files that one input stands for: url -> size in bytes."""
+def _expand(given: str, source: Source, skipped: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+    """The files that one input stands for (url -> size in bytes), and the folder that was given or a glob begins with:
+    none for a file.
+    """
     num_before = skipped["not_a_file"]
     try:
         fs, path = _locate(given)
         is_folder = fs.isdir(path)
+        roots = [path] if is_folder else []
         if fs.isfile(path):
             found = {path: fs.info(path)}
         elif is_folder:
             found = _below(fs, path, source.extensions, skipped)
         else:
             found = dict(_regular(fs, fs.glob(path, detail=True).items(), skipped))
+            roots = [split_fixed(path)[0]]
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"--inputs {given}: cannot be read ({error})") from error
     if not found:
@@ -142,8 +150,13 @@ def _expand(given: str, source: Source, skipped: dict[str, int]) -> dict[str, in
             raise DataError(f"--inputs {given}: no file there ends in one of --extensions {extensions}")
         raise DataError(f"--inputs {given}: no such file or folder, and no file matches it as a glob")
     if isinstance(fs, LocalFileSystem):
-        return {f"file://{_normalise(name)}": info["size"] for name, info in found.items()}
-    return {fs.unstrip_protocol(name): info["size"] for name, info in found.items()}
+        return {_local_url(name): info["size"] for name, info in found.items()}, [_local_url(root) for root in roots]
+    to_url = fs.unstrip_protocol
+    return {to_url(name): info["size"] for name, info in found.items()}, [to_url(root) for root in roots]
+
+
+def _local_url(path: str) -> str:
+    return f"file://{_normalise(path)}"
 
 
 def _locate(given: str) -> tuple[AbstractFileSystem, str]:

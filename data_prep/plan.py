@@ -155,7 +155,7 @@ def _source_entry(found: SourceInputs, tokenizer_json: Path) -> dict:
     """The manifest's entry; paths of inputs are left out, since they differ between machines."""
     source = found.source
     reading = asdict(source)
-    for name in ("name", "weight", "inputs"):
+    for name in ("name", "weight", "inputs", "folder"):
         reading.pop(name)
     if source.dataset is not None:
         reading["dataset"].pop("streaming")  # the rows are the same

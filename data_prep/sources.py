@@ -71,16 +71,18 @@ class Source:
     extensions: list[str] = field(default_factory=lambda: list(DEFAULT_EXTENSIONS))
     """Files that are read from folders; a compressed one (.gz .zst .bz2 .xz) by the extension before that."""
     exclude: list[str] = field(default_factory=list)
-    """Globs of file names or paths to leave out (`*` also matches slashes)."""
+    """Names, paths and globs of files and folders to leave out; each must match one (data_prep/excludes.py)."""
     min_bytes: int = 0
     """Leave out files smaller than this."""
+    folder: Path = field(default=Path(), init=False, compare=False)
+    """Where relative paths of `exclude` start: the working folder, or that of the sources file. No key of that file."""
 
 
 def load_sources(path: Path) -> list[Source]:
     """The sources of a YAML file `sources: [{name: ..., inputs: [...], weight: ...}, ...]`; its keys are Source's.
 
-    Relative paths of `inputs` (also of the list in `@list`, not those in its lines) are relative to the file's folder;
-    so is a dataset's path if that folder holds it, else it is a hub id.
+    Relative paths of `inputs` (also of the list in `@list`, not those in its lines) and of `exclude` are relative to
+    the file's folder; so is a dataset's path if that folder holds it, else it is a hub id.
 
     Raises:
         DataError: not such a file, or what `check_sources` refuses.
@@ -127,6 +129,10 @@ def _check_source(source: Source, where: str) -> None:
         raise DataError(f"{where}: give `inputs` or `dataset`, found {found}")
     if source.weight is not None and not (math.isfinite(source.weight) and source.weight > 0):
         raise DataError(f"{where}: weight must be > 0, found {source.weight}; leave out a source that has none")
+    if source.dataset is not None:
+        for name, default in (("exclude", []), ("extensions", list(DEFAULT_EXTENSIONS)), ("min_bytes", 0)):
+            if getattr(source, name) != default:
+                raise DataError(f"{where}: {name} is for `inputs`; a `dataset` is read whole (see its `split`)")
     if source.min_bytes < 0:
         raise DataError(f"{where}: min_bytes must be >= 0, found {source.min_bytes}")
     if wrong := [extension for extension in source.extensions if not extension.startswith(".")]:
@@ -149,7 +155,9 @@ def _resolve(source: Source, folder: Path) -> Source:
     dataset = source.dataset
     if dataset is not None and (folder / dataset.path).exists():
         dataset = replace(dataset, path=str(folder / dataset.path))
-    return replace(source, inputs=inputs, dataset=dataset)
+    resolved = replace(source, inputs=inputs, dataset=dataset)
+    resolved.folder = folder
+    return resolved
 
 
 def _below(given: str, folder: Path) -> str:

@@ -45,7 +45,8 @@ def build_strictly(cls: type[Settings], given: object, where: str) -> Settings:
     Raises:
         DataError: unknown or missing key, or a value of the wrong type; begins with `where`.
     """
-    hints = get_type_hints(cls)
+    types = get_type_hints(cls)
+    hints = {setting.name: types[setting.name] for setting in fields(cls) if setting.init}
     if not isinstance(given, dict):
         raise DataError(f"{where}: expected keys of {', '.join(hints)}, found {given!r}")
     for key in given:

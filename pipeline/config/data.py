@@ -43,7 +43,8 @@ class PrepareConfig:
     """Files that are read from folders; a compressed one by the extension before that. Default: text, Markdown, code,
     JSONL, parquet and Arrow."""
     exclude: list[str] = field(default_factory=list)
-    """Globs of file names or paths of --inputs to leave out (`*` also matches slashes)."""
+    """Files and folders of --inputs to leave out: names, paths (absolute, or relative to the working folder or to an
+    input folder) and globs of these (in a path `*` also matches slashes). One that matches nothing is an error."""
     min_bytes: int = 0
     """Leave out files of --inputs smaller than this."""
     unit_bytes: int = 8 << 20

@@ -25,12 +25,13 @@ def test_every_setting_and_paths_relative_to_the_file(tmp_path: Path) -> None:
         tmp_path,
         """
         sources:
-          - {name: books, inputs: [books, "@list.txt", /abs/x.txt, "s3://bucket/x"], weight: 2, exclude: ["*.bak"]}
+          - {name: books, inputs: [books, "@list.txt", /abs/x.txt, "s3://bucket/x"], weight: 2, exclude: ["*.bak"],
+                 min_bytes: 3}
           - name: chat-1
             dataset: {path: saved, split: test, streaming: true}
             weight: 0.5
             conversations: {document_field: document, answers_field: answers}
-          - {name: hub, dataset: {path: org/name, revision: null}, weight: 1, text_field: body, min_bytes: 3}
+          - {name: hub, dataset: {path: org/name, revision: null}, weight: 1, text_field: body}
         """,
     )
     assert sources == [
@@ -39,6 +40,7 @@ def test_every_setting_and_paths_relative_to_the_file(tmp_path: Path) -> None:
             [f"{tmp_path}/books", f"@{tmp_path}/list.txt", "/abs/x.txt", "s3://bucket/x"],
             weight=2.0,
             exclude=["*.bak"],
+            min_bytes=3,
         ),
         Source(
             "chat-1",
@@ -46,7 +48,7 @@ def test_every_setting_and_paths_relative_to_the_file(tmp_path: Path) -> None:
             weight=0.5,
             conversations=Conversations(document_field="document", answers_field="answers"),
         ),
-        Source("hub", dataset=DatasetSource("org/name"), weight=1.0, text_field="body", min_bytes=3),
+        Source("hub", dataset=DatasetSource("org/name"), weight=1.0, text_field="body"),
     ]
 
 
