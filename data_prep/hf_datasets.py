@@ -16,7 +16,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.inputs import FORMATS, InputFile, extension_of
-from data_prep.readers.tables import columns_of
+from data_prep.readers.columns import check_names, check_schema, columns_of, names_of
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
@@ -123,12 +123,12 @@ def _check_columns(source: Source, dataset: AnyDataset) -> None:
     first = next(iter(dataset), None)
     if first is None:
         raise DataError(f"source {source.name!r}: dataset {source.dataset.path} has no rows")
-    found = dataset.column_names or list(first)  # a stream may not know its columns
-    if missing := [name for name in columns_of(source) if name not in found]:
-        raise DataError(
-            f"source {source.name!r}: dataset {source.dataset.path} has no column {missing[0]!r}; "
-            f"its columns: {', '.join(found)}"
-        )
+    where = f"source {source.name!r}: dataset {source.dataset.path}"
+    if dataset.features is not None:
+        check_schema(where, dataset.features.arrow_schema, source)
+        return
+    for column in columns_of(source):  # a stream may not know its columns
+        check_names(where, dataset.column_names or list(first), column)
 
 
 def _arrow_files(source: Source, dataset: AnyDataset) -> list[InputFile]:
@@ -156,7 +156,7 @@ class _Spool:
 
     def __init__(self, source: Source, folder: Path, file_bytes: int) -> None:
         self._source, self._folder, self._file_bytes = source, folder, file_bytes
-        self._columns = columns_of(source)
+        self._columns = names_of(source)
         self._request = asdict(source.dataset) | {"columns": self._columns, "file_bytes": file_bytes}
         self._num_rows: list[int] = []
         self.is_finished = False

@@ -25,6 +25,7 @@ FORMATS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar")
 LEFT_OUT = ("excluded", "below_min_bytes", "hidden", "not_a_file", "linked_folder")
 
 

@@ -210,30 +210,18 @@ def warn_if_longer_than_model(tokenizer_json: Path, seq_len: int) -> None:
 
 
 def sample_texts(found: Sequence[SourceInputs]) -> list[str]:
-    """Beginnings of documents from files all over the input.
-
-    Raises:
-        DataError: a file in which no row has the field that holds the text.
-    """
+    """Beginnings of documents from files all over the input."""
     files = [(s.source, file) for s in found if s.source.conversations is None for file in s.files]
     step = -(-len(files) // SAMPLED_FILES) or 1
     return [text for source, file in files[::step] for text in _first_text(source, file)]
 
 
 def _first_text(source: Source, file: InputFile) -> Iterator[str]:
-    """The beginning of the file's first usable document, if it has one.
-
-    Raises:
-        DataError: no row has the field that holds the text.
-    """
-    dropped: Counter[str] = Counter()
+    """The beginning of the file's first usable document, if it has one."""
     whole = Extent(file, 0, None, 0, file.size)
-    for raw in read_documents(whole, source, dropped):
+    for raw in read_documents(whole, source, Counter()):
         try:
-            text = raw.content if isinstance(raw.content, str) else next(raw.content)
+            yield (raw.content if isinstance(raw.content, str) else next(raw.content))[:SAMPLED_CHARACTERS]
+            return
         except InvalidDocument:
             continue
-        yield text[:SAMPLED_CHARACTERS]
-        return
-    if dropped and set(dropped) == {"missing_text_field"}:
-        raise DataError(f"{file.url}: none of its rows has the field {source.text_field!r}; set --text_field")

@@ -43,6 +43,7 @@ from data_prep.plan import (
     warn_if_longer_than_model,
     with_datasets_of,
 )
+from data_prep.readers import Inspection
 from data_prep.receipts import UNITS_FOLDER, UnitReceipt, leftovers_path, load_receipt, receipt_path
 from data_prep.run_info import write_run_info
 from data_prep.sources import Source
@@ -119,14 +120,19 @@ def _prepare_locked(
     if not finished:
         scratch.mkdir(exist_ok=True)
         remove_temporary_files(output)
-        files = [fetch_dataset(f, scratch / "datasets", spec.packing.unit_bytes) for f in files]
+    inspected: dict[str, list[Inspection]] = {}
     inspections = Inspections(files, spec.packing.unit_bytes, run)
+    if not finished and any(f.source.dataset is not None for f in files):
+        inspected = inspections.collect()  # a wrong file is named before anything is fetched
+        files = [fetch_dataset(f, scratch / "datasets", spec.packing.unit_bytes) for f in files]
+        fetched = [f for f in files if f.source.dataset is not None]
+        inspections = Inspections(fetched, spec.packing.unit_bytes, run)
     choice = BackendChoice("tokenizers", "asked for")
     if not finished:  # while other processes read the inputs
         texts = sample_texts(files)
         choice = choose_backend(documents.tokenizer, texts) if spec.tokenizer_backend == "auto" else choice
     documents = replace(documents, backend=choice.name)
-    inspected = inspections.collect()
+    inspected = inspections.collect() | inspected
     planned = plan_manifest(files, inspected, documents, spec.packing, spec.dedup)
     if finished:
         planned = with_datasets_of(planned, there)

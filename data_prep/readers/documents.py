@@ -33,8 +33,9 @@ class RawDocument:
 def read_documents(extent: Extent, source: Source, dropped: Counter[str]) -> Iterator[RawDocument]:
     """Yields the extent's usable documents in order and counts the others in `dropped` by reason.
 
-    Reasons: invalid_utf8, nul_bytes, empty (or white space only), malformed_json, blank_line, missing_text_field
-    (absent, null or not a string), and those of `build_messages`. Text in chunks is the caller's to count.
+    Reasons: invalid_utf8, nul_bytes, empty (or white space only), malformed_json, repeated_key, blank_line,
+    missing_text_field (absent, null or not a string), and those of `build_messages`. Text in chunks is the caller's to
+    count.
 
     Raises:
         DataError: the file cannot be read to the extent's end, or is not the one that was inspected; the latter may
@@ -49,8 +50,7 @@ def read_documents(extent: Extent, source: Source, dropped: Counter[str]) -> Ite
         elif file.format == "jsonl":
             rows = jsonl.read_rows(file, extent.start, extent.end, extent.first_row, dropped)
         else:
-            columns = tables.columns_of(source)
-            rows = tables.read_rows(file, extent.start, extent.end, extent.first_row, columns, dropped)
+            rows = tables.read_rows(file, extent.start, extent.end, extent.first_row, source, dropped)
         for row, value in rows:
             try:
                 content = read_text(file) if row is None else _content(value, source)

@@ -2,13 +2,15 @@
 
 import codecs
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from data_prep.inputs import InputFile, extension_of
+from data_prep.readers import jsonl, tables
+from data_prep.readers.columns import check_rows
 from data_prep.readers.jsonl import LineCutter
 from data_prep.readers.stored import CHUNK_BYTES, check_unchanged, file_version, open_stored, read_chunks, readable
-from data_prep.readers.tables import describe_parts
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
@@ -45,8 +47,8 @@ def inspect_input(file: InputFile, source: Source, unit_bytes: int) -> Inspectio
     unless a single line, row group or record batch is larger.
 
     Raises:
-        DataError: unreadable, changing meanwhile, not of the format its name says, or without a column that the
-            source needs.
+        DataError: unreadable, changing meanwhile, not of the format its name says, or without a column or field that
+            the source needs.
     """
     if source.conversations is not None and file.format == "text":
         raise DataError(
@@ -69,14 +71,35 @@ def inspect_input(file: InputFile, source: Source, unit_bytes: int) -> Inspectio
 
 def _extents(file: InputFile, source: Source, unit_bytes: int, cutter: LineCutter | None) -> list[Extent]:
     if file.format in ("parquet", "arrow"):
-        return list(_group(file, describe_parts(file, source), unit_bytes))
+        parts, is_json = tables.describe_parts(file, source)
+        if is_json:
+            _check_rows(file, source)
+        return list(_group(file, parts, unit_bytes))
     head = next(read_chunks(file), b"")
     if file.format == "jsonl":
+        if not head:
+            return []
         _check_lines(file, head)
+        _check_rows(file, source)
     if cutter is None:
         return [Extent(file, 0, None, 0, file.size)]
     cutter.finish()
     return [Extent(file, start, end, row, end - start) for start, end, row in cutter.parts]
+
+
+def _check_rows(file: InputFile, source: Source) -> None:
+    """Refuses a file in which no row has a field that the source needs.
+
+    A dataset is one stream of rows, which its files cut anywhere.
+    """
+    if source.dataset is not None:
+        return
+    dropped: Counter[str] = Counter()
+    if file.format == "jsonl":
+        rows = jsonl.read_rows(file, 0, None, 0, dropped)
+    else:
+        rows = tables.read_rows(file, 0, None, 0, source, dropped)
+    check_rows(file.url, rows, source, dropped)
 
 
 def _check_lines(file: InputFile, head: bytes) -> None:

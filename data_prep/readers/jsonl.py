@@ -1,12 +1,12 @@
 """JSONL: one row a line, read whole or from any line start to any other."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from data_prep.inputs import InputFile
+from data_prep.readers.json_values import RepeatedKey, parse_json
 from data_prep.readers.stored import CHUNK_BYTES, open_stored, read_chunks
 
 NEWLINE = ord("\n")
@@ -60,7 +60,7 @@ def read_rows(
 ) -> Iterator[tuple[int, object]]:
     """Yields (row, its JSON value) of the lines between two line starts, in bytes (None: to the end).
 
-    Drops: invalid_utf8, malformed_json, blank_line.
+    Drops: invalid_utf8, malformed_json, repeated_key, blank_line.
     """
     chunks = read_chunks(file) if file.compression else _read_range(file, start, end)
     for row, line in enumerate(_split_lines(chunks), first_row):
@@ -68,11 +68,15 @@ def read_rows(
             dropped["blank_line"] += 1
             continue
         try:
-            yield row, json.loads(line.decode("utf-8-sig"))
+            value = parse_json(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             dropped["invalid_utf8"] += 1
+        except RepeatedKey:
+            dropped["repeated_key"] += 1
         except (ValueError, RecursionError):
             dropped["malformed_json"] += 1
+        else:
+            yield row, value
 
 
 def _read_range(file: InputFile, start: int, end: int | None) -> Iterator[bytes]:

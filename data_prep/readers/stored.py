@@ -13,7 +13,7 @@ import pyarrow
 from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
-from data_prep.inputs import InputFile, open_file_system
+from data_prep.inputs import ARCHIVES, InputFile, extension_of, open_file_system
 from pipeline.data.shard_format import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -49,11 +49,23 @@ def check_unchanged(file: InputFile, version: str | None) -> None:
 @contextmanager
 def readable(file: InputFile) -> Iterator[None]:
     """Turns the errors of file systems and decompressors into one line that names the file."""
+    _check_kind(file)
     try:
         yield
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"input {file.url} cannot be read as {_description(file)}: {reason}") from error
+
+
+def _check_kind(file: InputFile) -> None:
+    """Refuses what no library would: archives of files, read as text, and nothing at all for some compressions."""
+    if extension_of(file.url) in ARCHIVES:
+        raise DataError(f"input {file.url} is an archive of files; unpack it and name the folder, or --exclude it")
+    if file.size == 0 and (file.compression or file.format in ("parquet", "arrow")):
+        raise DataError(
+            f"input {file.url} cannot be read as {_description(file)}: it is empty (0 bytes); fetch or write it again, "
+            "or leave it out with --exclude or --min_bytes 1"
+        )
 
 
 def _description(file: InputFile) -> str:

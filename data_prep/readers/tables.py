@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,16 +11,18 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.inputs import InputFile, open_file_system
+from data_prep.readers.columns import check_schema, holds_json, names_of
+from data_prep.readers.json_values import RepeatedKey, parse_json
 from data_prep.readers.stored import open_stored
 from data_prep.sources import Source
-from pipeline.data.shard_format import DataError
 
 BATCH_ROWS = 64
 ARROW_FILE_MAGIC = b"ARROW1"
 
 
-def describe_parts(file: InputFile, source: Source) -> list[tuple[int, int]]:
-    """(rows, bytes) of each row group or record batch, after a check of the columns.
+def describe_parts(file: InputFile, source: Source) -> tuple[list[tuple[int, int]], bool]:
+    """(rows, bytes) of each row group or record batch, after a check of the columns; and whether one holds JSON, of
+    which the type says nothing.
 
     Raises:
         DataError: a column that the source needs is not there or of another type.
@@ -28,54 +30,76 @@ def describe_parts(file: InputFile, source: Source) -> list[tuple[int, int]]:
     if file.format == "parquet":
         with open_stored(file) as stream:
             parquet = pq.ParquetFile(stream)
-            _check_columns(file, parquet.schema_arrow, source)
+            check_schema(file.url, parquet.schema_arrow, source)
             groups = [parquet.metadata.row_group(n) for n in range(parquet.num_row_groups)]
-            return [(g.num_rows, sum(g.column(n).total_compressed_size for n in range(g.num_columns))) for g in groups]
+            sizes = [sum(g.column(n).total_compressed_size for n in range(g.num_columns)) for g in groups]
+            parts = [(g.num_rows, size) for g, size in zip(groups, sizes, strict=True)]
+            return parts, _has_json(parquet.schema_arrow, source)
     with _open_arrow(file) as reader:
-        _check_columns(file, reader.schema, source)
-        return [(batch.num_rows, batch.nbytes) for batch in _batches(reader, 0, None)]
+        check_schema(file.url, reader.schema, source)
+        parts = [(batch.num_rows, batch.nbytes) for batch in _batches(reader, 0, None)]
+        return parts, _has_json(reader.schema, source)
+
+
+def _has_json(schema: pa.Schema, source: Source) -> bool:
+    return any(holds_json(schema.field(name).type) for name in names_of(source))
 
 
 def read_rows(
-    file: InputFile, start: int, end: int | None, first_row: int, columns: list[str], dropped: Counter[str]
+    file: InputFile, start: int, end: int | None, first_row: int, source: Source, dropped: Counter[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row, its columns) of row groups or record batches `start` to `end` (None: to the last).
+    """Yields (row, the columns that the source reads) of row groups or record batches `start` to `end` (None: to the
+    last). What `datasets` stores as JSON is parsed.
 
-    Drops: invalid_utf8.
+    Drops: invalid_utf8, malformed_json, repeated_key.
+
+    Raises:
+        DataError: a column that the source needs is not there or of another type.
     """
     read = _read_parquet if file.format == "parquet" else _read_arrow
     row = first_row
-    for batch in read(file, start, end, columns):
+    for batch in read(file, start, end, source):
+        columns = [(name, batch.column(name)) for name in names_of(source)]
         for number in range(batch.num_rows):
             try:
-                values = {name: batch.column(name)[number].as_py() for name in columns}
+                values = {name: _value(column[number].as_py(), column.type) for name, column in columns}
             except UnicodeDecodeError:
                 dropped["invalid_utf8"] += 1
+            except RepeatedKey:
+                dropped["repeated_key"] += 1
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, pa.ArrowException):
+                    raise
+                dropped["malformed_json"] += 1
             else:
                 yield row, values
             row += 1
 
 
-def columns_of(source: Source) -> list[str]:
-    """The columns that the source reads."""
-    if source.conversations is None:
-        return [source.text_field]
-    settings = source.conversations
-    names = (settings.messages_field, settings.answers_field, settings.document_field)
-    return list(dict.fromkeys(name for name in names if name is not None))
+def _value(value: Any, kind: pa.DataType) -> Any:
+    """The value, with the JSON in it parsed."""
+    if value is None or not holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return parse_json(value)
+    if isinstance(value, dict):
+        return {name: _value(part, kind.field(name).type) for name, part in value.items()}
+    return [_value(part, kind.value_type) for part in value]
 
 
-def _read_parquet(file: InputFile, start: int, end: int | None, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_parquet(file: InputFile, start: int, end: int | None, source: Source) -> Iterator[pa.RecordBatch]:
     with open_stored(file) as stream:
         parquet = pq.ParquetFile(stream)
+        check_schema(file.url, parquet.schema_arrow, source)
         groups = list(range(start, parquet.num_row_groups if end is None else end))
-        yield from parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
+        yield from parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=names_of(source))
 
 
-def _read_arrow(file: InputFile, start: int, end: int | None, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_arrow(file: InputFile, start: int, end: int | None, source: Source) -> Iterator[pa.RecordBatch]:
     with _open_arrow(file) as reader:
+        check_schema(file.url, reader.schema, source)
         for batch in _batches(reader, start, end):
-            for name in columns:
+            for name in names_of(source):
                 _check_offsets(batch.column(name))
             yield batch
 
@@ -111,46 +135,3 @@ def _batches(
 
 def _counted(end: int | None) -> Iterable[int]:
     return itertools.count() if end is None else range(end)
-
-
-def _check_columns(file: InputFile, schema: pa.Schema, source: Source) -> None:
-    if source.conversations is None:
-        _check_column(file, schema, "--text_field", source.text_field, "strings", _is_text)
-        return
-    settings = source.conversations
-    _check_column(file, schema, "messages_field", settings.messages_field, "lists of messages", _is_messages)
-    if settings.document_field is not None:
-        _check_column(file, schema, "document_field", settings.document_field, "strings", _is_text)
-    if settings.answers_field is not None:
-        _check_column(file, schema, "answers_field", settings.answers_field, "(lists of) strings", _is_answers)
-
-
-def _check_column(
-    file: InputFile, schema: pa.Schema, setting: str, name: str, wanted: str, fits: Callable[[pa.DataType], bool]
-) -> None:
-    if name not in schema.names:
-        raise DataError(f"{file.url} has no column {name!r} ({setting}); its columns: {', '.join(schema.names)}")
-    number = schema.names.count(name)
-    if number > 1:
-        raise DataError(f"{file.url} has {number} columns named {name!r} ({setting}); rename all but one")
-    kind = schema.field(name).type
-    if not fits(kind):
-        raise DataError(f"{file.url}: column {name!r} ({setting}) holds {kind}, not {wanted}")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _is_messages(kind: pa.DataType) -> bool:
-    return _is_list(kind) and pa.types.is_struct(kind.value_type)
-
-
-def _is_answers(kind: pa.DataType) -> bool:
-    return _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type))
