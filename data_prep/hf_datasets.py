@@ -6,6 +6,7 @@ A spool that was stopped goes on after its last complete file. Nothing of a data
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.inputs import FORMATS, InputFile, extension_of
-from data_prep.readers.columns import check_names, check_schema, columns_of, names_of
+from data_prep.readers.columns import check_names, check_schema, columns_of, holds_json, names_of
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
@@ -125,7 +126,14 @@ def _check_columns(source: Source, dataset: AnyDataset) -> None:
         raise DataError(f"source {source.name!r}: dataset {source.dataset.path} has no rows")
     where = f"source {source.name!r}: dataset {source.dataset.path}"
     if dataset.features is not None:
-        check_schema(where, dataset.features.arrow_schema, source)
+        schema = dataset.features.arrow_schema
+        check_schema(where, schema, source)
+        if source.conversations is None and holds_json(schema.field(source.text_field).type):
+            print(
+                f"warning: {where}: column {source.text_field!r} mixes text with other values, so `datasets` stores it "
+                "as JSON; a text that is itself JSON is read as what it spells (`inputs` reads files as they are)",
+                file=sys.stderr,
+            )
         return
     for column in columns_of(source):  # a stream may not know its columns
         check_names(where, dataset.column_names or list(first), column)

@@ -7,11 +7,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
 from data_prep.hf_datasets import dataset_inputs
-from data_prep.inputs import InputFile
+from data_prep.inputs import InputFile, find_inputs
 from data_prep.readers import inspect_input, read_documents
 from data_prep.sources import Conversations, DatasetSource, Source
 from pipeline.data.shard_format import DataError
@@ -126,6 +128,60 @@ def test_conversations_come_through(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert _texts(dataset_inputs(source, tmp_path / "spool", 1000), source) == [
         [{"role": "user", "content": "D\n\nQ"}, {"role": "assistant", "content": "A"}]
     ]
+
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+PARTS = {"role": "user", "content": [{"type": "text", "text": "in parts"}]}
+MIXED = {
+    "text": [{"id": None, "text": "first"}, {"id": "x", "text": 4}, {"text": None}, {"text": ["a"]}, {"text": "é 漢"},
+             {"text": {"t": "x"}}, {"text": True}, {"text": ""}, {"text": "a\0b"}, {"id": 1, "text": "last"}],
+    "messages": [{"messages": CHAT}, {"messages": [PARTS, CHAT[1]]}, {"messages": [CHAT[0], CHAT[1] | {"m": "text"}]},
+                 {"messages": [CHAT[0], CHAT[1] | {"m": {"k": 1}}]}, {"messages": None}],
+    "whole": [{"messages": CHAT}, {"messages": "none"}, {"messages": {"a": 1}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "num_read"), [("text", 3), ("messages", 4), ("whole", 1)])
+def test_columns_that_datasets_infers_as_json_are_read_as_streamed_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, num_read: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MIXED[rows]))
+    found = {}
+    for streaming in (True, False):
+        conversations = None if rows == "text" else Conversations()
+        dataset = DatasetSource(str(tmp_path / "rows"), streaming=streaming)
+        source = Source("hf", dataset=dataset, conversations=conversations)
+        files = dataset_inputs(source, tmp_path / f"spool{streaming}", 100)
+        extents = [extent for file in files for extent in inspect_input(file, source, 1).extents]
+        dropped: Counter[str] = Counter()
+        found[streaming] = [d.content for extent in extents for d in read_documents(extent, source, dropped)], dropped
+        assert {file.format for file in files} == {"jsonl" if streaming else "arrow"}
+    assert found[True] == found[False]
+    assert len(found[False][0]) == num_read and sum(found[False][1].values()) == len(MIXED[rows]) - num_read
+    assert ("mixes text with other values" in capsys.readouterr().err) == (rows == "text")
+    (arrow,) = files  # as a file of its own
+    source = Source("own", [arrow.url.removeprefix("file://")], conversations=source.conversations)
+    (own,) = find_inputs(source)[0]
+    extents = inspect_input(own, source, 1000).extents
+    assert [d.content for extent in extents for d in read_documents(extent, source, Counter())] == found[False][0]
+
+
+def test_json_columns_of_which_no_row_holds_text_or_of_another_type_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    table = pa.table({"text": pa.array(["1", "{", None, '{"a": 1, "a": 2}'], pa.json_())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = Source("own", [str(tmp_path / "a.parquet")])
+    with pytest.raises(DataError, match=r"a.parquet: in none of its rows the field 'text' .*; found a number"):
+        inspect_input(find_inputs(source)[0][0], source, 1000)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/x.jsonl").write_text('{"text": 1}\n')
+    for streaming in (True, False):
+        with pytest.raises(DataError, match=r"source 'hf': dataset .*rows: column 'text' .* holds int64, not strings"):
+            dataset_inputs(_source(tmp_path / "rows", streaming=streaming), tmp_path / "spool", 1000)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
