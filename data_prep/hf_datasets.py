@@ -21,6 +21,7 @@ from data_prep.readers.columns import check_names, check_schema, columns_of, hol
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
+from pipeline.errors import escape_controls
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -129,11 +130,11 @@ def _check_columns(source: Source, dataset: AnyDataset) -> None:
         schema = dataset.features.arrow_schema
         check_schema(where, schema, source)
         if source.conversations is None and holds_json(schema.field(source.text_field).type):
-            print(
+            warning = (
                 f"warning: {where}: column {source.text_field!r} mixes text with other values, so `datasets` stores it "
-                "as JSON; a text that is itself JSON is read as what it spells (`inputs` reads files as they are)",
-                file=sys.stderr,
+                "as JSON; a text that is itself JSON is read as what it spells (`inputs` reads files as they are)"
             )
+            print(escape_controls(warning), file=sys.stderr)
         return
     for column in columns_of(source):  # a stream may not know its columns
         check_names(where, dataset.column_names or list(first), column)

@@ -17,6 +17,7 @@ from data_prep.sources import Source
 from data_prep.units import MAX_UNITS, DocumentSpec, PackingSpec, Unit, group
 from data_prep.workers import OrderedMap
 from pipeline.data.shard_format import DataError, Manifest
+from pipeline.errors import escape_controls
 
 BATCH_BYTES = 4 << 20
 SAMPLED_FILES = 16
@@ -205,7 +206,8 @@ def warn_if_longer_than_model(tokenizer_json: Path, seq_len: int) -> None:
         except (ValueError, AttributeError):  # whoever needs the file says so
             continue
         if isinstance(limit, int | float) and seq_len > limit:
-            print(f"warning: --seq_len {seq_len} is longer than the model's {key} {limit} ({path})", file=sys.stderr)
+            warning = f"warning: --seq_len {seq_len} is longer than the model's {key} {limit} ({path})"
+            print(escape_controls(warning), file=sys.stderr)
             return
 
 

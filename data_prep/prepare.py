@@ -53,6 +53,7 @@ from data_prep.tokenizer_check import BackendChoice, choose_backend
 from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, hash_unit, process_leftovers, process_unit
 from data_prep.workers import OrderedMap, locked
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
+from pipeline.errors import escape_controls
 
 RECORDED_VERSIONS = ("tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
 AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
@@ -140,7 +141,7 @@ def _prepare_locked(
         check_same_parameters(output, there, planned)
     if finished:
         remove_scratch(output)  # of a run that was killed in its last instant
-        print(f"{output} is already complete with these parameters; nothing to do")
+        print(escape_controls(f"{output} is already complete with these parameters; nothing to do"))
         return there
     units = make_units(files, inspected, documents, spec.packing, output)
     save_plan(output, planned)

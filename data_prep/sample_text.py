@@ -1,15 +1,15 @@
 """A sample's tokens as text for the terminal, with the supervised parts marked."""
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from pipeline.errors import escape_controls
+
 INDENT = "    | "
-HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")
-VISIBLE_CONTROLS = ("\n", "\t", "\u200d")
+VISIBLE_CONTROLS = "\n\t\u200d"
 
 Decode = Callable[[list[int]], str]
 
@@ -59,7 +59,7 @@ def _mark(input_ids: np.ndarray, mask: np.ndarray, decode: Decode, marks: Marks)
     begin = 0
     for first, last in pairwise(edges):
         end = len(text) if last == len(ids) else max(begin, _common_prefix(decode(ids[:last]), text))
-        part = escape_controls(text[begin:end])
+        part = escape_controls(text[begin:end], VISIBLE_CONTROLS)
         shown += f"{marks.begin}{part}{marks.end}" if mask[first] else part
         begin = end
     return shown
@@ -70,16 +70,6 @@ def _common_prefix(part: str, text: str) -> int:
     if text.startswith(part):
         return len(part)
     return next(n for n, (a, b) in enumerate(zip(part + "\0", text + "\1", strict=False)) if a != b)
-
-
-def escape_controls(text: str) -> str:
-    """Writes out what would move the cursor, colour the terminal or turn the reading direction."""
-    return "".join(
-        character
-        if character in VISIBLE_CONTROLS or unicodedata.category(character) not in HIDDEN_CATEGORIES
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def _indented(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.sample_text import BRACKETS, COLOURS, Decode, Marks, escape_controls, print_ids, render_document
+from data_prep.sample_text import BRACKETS, COLOURS, Decode, Marks, print_ids, render_document
 from data_prep.shard_reader import locate_sample, open_tar, read_sample_bytes
 from pipeline.data.shard_format import (
     DataError,
@@ -24,6 +24,7 @@ from pipeline.data.shard_format import (
     load_index,
     tokenizer_fingerprint,
 )
+from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 

@@ -21,6 +21,7 @@ from data_prep.stats_table import format_stats
 from pipeline.data.shard_format import MEMBER_DTYPES, DataError, Manifest
 from pipeline.data.shard_io import write_file
 from pipeline.data.tar_members import npy_view
+from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 
@@ -157,7 +158,7 @@ def _write_stats(folder: Path, output: Path | None) -> None:
     write_file(target / STATS_NAME, (json.dumps(stats, indent=1) + "\n").encode())
     write_file(target / PLOT_NAME, plot_stats(stats, folder.resolve().name))
     print(format_stats(stats))
-    print(f"\n{STATS_NAME} and {PLOT_NAME} in {target}")
+    print("\n" + escape_controls(f"{STATS_NAME} and {PLOT_NAME} in {target}"))
 
 
 def main(argv: list[str] | None = None) -> int:

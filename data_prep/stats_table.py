@@ -1,5 +1,7 @@
 """The statistics of a packed folder as plain text."""
 
+from pipeline.errors import escape_controls
+
 MAX_SOURCES = 40
 
 
@@ -73,7 +75,7 @@ def _dropped(row: dict) -> list[str]:
     for kind, reasons in row["dropped"].items():
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()) if count)
         if counts:
-            lines.append(f"{row['name']}: {kind} dropped: {counts}")
+            lines.append(escape_controls(f"{row['name']}: {kind} dropped: {counts}"))
     return lines
 
 

@@ -1,6 +1,7 @@
 """A finished folder in a few lines, as prepare.py prints it."""
 
 from pipeline.data.shard_format import MANIFEST_NAME, Manifest
+from pipeline.errors import escape_controls
 
 MAX_LISTED = 5
 
@@ -30,7 +31,7 @@ def describe(manifest: Manifest) -> str:
             lines.append(f"  {entry['source']}/{entry['name']}: {describe_counts(entry['dropped'])}")
         if len(affected) > MAX_LISTED:
             lines.append(f"  and {len(affected) - MAX_LISTED} more files: see {MANIFEST_NAME}")
-    return "\n".join(lines)
+    return "\n".join(map(escape_controls, lines))
 
 
 def describe_counts(counts: dict[str, int]) -> str:

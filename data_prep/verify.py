@@ -32,6 +32,7 @@ from data_prep.shard_checks import (
 from data_prep.shard_reader import open_tar
 from pipeline.data.shard_format import MANIFEST_NAME, DataError, Manifest, PackedSample
 from pipeline.data.shard_io import END_OF_TAR
+from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 
@@ -179,7 +180,8 @@ def _verify(arguments: argparse.Namespace) -> None:
             f"({coverage.num_bytes / max(num_bytes, 1):.1%} of the bytes, --seed {seed})"
         )
     totals = ", ".join(f"{manifest.totals[name]:,} {name}" for name in ("samples", "tokens", "documents"))
-    print(f"{folder}: all well: {totals} in {len(manifest.shards)} shards; fingerprint {manifest.sha256[:12]}{share}")
+    found = f"{totals} in {len(manifest.shards)} shards; fingerprint {manifest.sha256[:12]}{share}"
+    print(escape_controls(f"{folder}: all well: {found}"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import os
 
 from pipeline.config import PrepareConfig, parse_cli
-from pipeline.errors import run_cli
+from pipeline.errors import escape_controls, run_cli
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     manifest = run_with_mpi(work) if config.mpi else run_with_processes(work, config.num_workers)
     if manifest is not None:
         print(describe(manifest))
-        print(f"data in {config.output}")
+        print(escape_controls(f"data in {config.output}"))
 
 
 if __name__ == "__main__":

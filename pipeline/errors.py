@@ -7,14 +7,34 @@ keeps its traceback.
 import atexit
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def escape_controls(text: str, kept: str = "") -> str:
+    """The text with whatever moves the cursor, colours the terminal, turns the reading direction, ends a line or is no
+    character (a byte of a file's name that is not UTF-8) written out, except for the characters of `kept`.
+    """
+    return "".join(
+        character
+        if character in kept or unicodedata.category(character) not in HIDDEN_CATEGORIES
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 class UserError(ValueError):
-    """Wrong flag, file or data. The message names the flag or file, what was found and what would work."""
+    """Wrong flag, file or data. The message names the flag or file, what was found and what would work.
+
+    As text it is one line that a terminal shows as it is, whatever the names in it are.
+    """
+
+    def __str__(self) -> str:
+        return escape_controls(super().__str__())
 
 
 _has_left_distributed = False

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, escape_controls
 
 
 def run_tool(work: Callable[[], None]) -> int:
@@ -15,6 +15,6 @@ def run_tool(work: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever reads our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return 1
     return 0

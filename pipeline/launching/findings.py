@@ -19,7 +19,7 @@ class Findings:
         try:
             yield
         except UserError as error:
-            _append(self.errors, f"{stage}: {' '.join(str(error).split())}")
+            _append(self.errors, f"{stage}: {error}")
 
     def warn(self, stage: str, message: str) -> None:
         """Something to know that keeps nothing from being submitted."""

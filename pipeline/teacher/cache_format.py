@@ -143,7 +143,7 @@ class TeacherInfo:
             fields["positions"] = PositionPolicy(**fields["positions"])
             info = cls(**fields)
         except (TypeError, KeyError, UserError) as error:
-            raise DataError(f"{path} does not describe a teacher cache ({printable(error)})") from error
+            raise DataError(f"{path} does not describe a teacher cache ({error})") from error
         hashes = (info.teacher_sha256, info.tokenizer_sha256, info.data_sha256)
         if not all(isinstance(value, str) and _SHA256.fullmatch(value) for value in hashes):
             raise DataError(f"{path} does not describe a teacher cache: a fingerprint is not 64 hex digits")
@@ -163,11 +163,6 @@ class TeacherInfo:
         return info
 
 
-def printable(value: object) -> str:
-    """`value` for a line of text, even if it is a stranger's: whatever is not plain ASCII is escaped."""
-    return ascii(str(value))[1:-1]
-
-
 FINGERPRINTS = ("teacher_sha256", "tokenizer_sha256", "data_sha256")
 
 
@@ -185,7 +180,7 @@ def check_same(found: TeacherInfo, asked: TeacherInfo, where: str) -> None:
     old, new = dict(_flat(found.to_json())), dict(_flat(asked.to_json()))
     names = [*FINGERPRINTS, *sorted((old.keys() | new.keys()) - set(FINGERPRINTS))]
     pairs = {name: (old.get(name), new.get(name)) for name in names}
-    differing = [f"{n} is {printable(a)}, not {printable(b)}" for n, (a, b) in pairs.items() if a != b]
+    differing = [f"{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b]
     if differing:
         raise DataError(f"{where} is another cache: {'; '.join(differing)}; name another folder or the same settings")
 

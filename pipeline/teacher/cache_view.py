@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError, tokenizer_fingerprint
+from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 from pipeline.teacher.cache_checks import (
@@ -26,7 +27,7 @@ from pipeline.teacher.cache_checks import (
     open_cache,
     read_checked_sample,
 )
-from pipeline.teacher.cache_format import TeacherInfo, printable
+from pipeline.teacher.cache_format import TeacherInfo
 from pipeline.teacher.cache_samples import decode_cached_sample, read_bytes
 from pipeline.teacher.signals import (
     HiddenSignal,
@@ -126,7 +127,7 @@ def describe_spec(spec: SignalSpec) -> str:
 def describe_teacher(info: TeacherInfo) -> str:
     """Whose signals they are, in one line."""
     return (
-        f"teacher {printable(info.teacher_name)} in {info.base_dtype}, signal {describe_spec(info.signal)}, "
+        f"teacher {escape_controls(info.teacher_name)} in {info.base_dtype}, signal {describe_spec(info.signal)}, "
         f"positions {info.positions}, compression {info.compression}"
     )
 

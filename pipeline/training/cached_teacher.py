@@ -16,7 +16,6 @@ from pipeline.data.loader import SampleStream
 from pipeline.data.shard_format import DataError
 from pipeline.model.base_config import read_base_config
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.cache_format import printable
 from pipeline.teacher.signals import HiddenSpec, Signal
 from pipeline.training.schedules import SMALLEST_BUDGET
 
@@ -105,7 +104,7 @@ def check_teacher(config: TrainRunConfig, teacher: CachedTeacher, fingerprint: s
     info = teacher.cache.info
     require(
         info.teacher_sha256 == fingerprint,
-        f"--teacher_cache {config.teacher_cache} is of the teacher {printable(info.teacher_name)} (weights and config "
+        f"--teacher_cache {config.teacher_cache} is of the teacher {info.teacher_name} (weights and config "
         f"{info.teacher_sha256}), but --model {config.model} is {fingerprint}; name the cache of this base, or make it "
         f"with launchers/cache_teacher.py",
     )

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 import data_prep
 from data_prep.packing import Pack
-from data_prep.sample_text import Marks, escape_controls, render_document
+from data_prep.sample_text import VISIBLE_CONTROLS, Marks, render_document
 from data_prep.sample_view import main
 from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.errors import escape_controls
 from tests.data_prep.hand_packed import pack, whole, write_folder
 
 TEXTS = ["The first text.\nIt has two lines.", "User: 漢字?\nAssistant: évicted \x1b[31mtokens"]
@@ -84,7 +85,7 @@ def test_control_characters_do_not_reach_the_terminal(folder: Path, capsys: pyte
     assert "\x1b" in TEXTS[1]
     out = _show(capsys, folder, 1).replace("⟦", "").replace("⟧", "")
     assert "\x1b" not in out and r"\x1b[31m" in out
-    assert escape_controls("a\u202eb\r\u200b\n") == "a\\u202eb\\r\\u200b\n"
+    assert escape_controls("a\u202eb\r\u200b\n", VISIBLE_CONTROLS) == "a\\u202eb\\r\\u200b\n"
 
 
 def test_piece_of_a_long_document_shows_its_ends_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
