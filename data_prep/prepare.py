@@ -152,7 +152,7 @@ def _prepare_locked(
         reasons = describe_counts(manifest.dropped["documents"])
         raise DataError(f"not one usable document in {len(manifest.inputs)} files (dropped: {reasons})")
     remove_temporary_files(output)
-    write_run_info(output, _run_info(started, choice, receipts, num_reused))
+    write_run_info(output, _run_info(started, choice, Path(documents.tokenizer.path), receipts, num_reused))
     complete_folder(output, manifest)
     return manifest
 
@@ -213,12 +213,15 @@ def _with_progress(process: Callable[[AnyUnit], Any], units: list[AnyUnit], run:
     return results
 
 
-def _run_info(started: float, choice: BackendChoice, receipts: list[UnitReceipt], num_reused: int) -> dict[str, Any]:
+def _run_info(
+    started: float, choice: BackendChoice, tokenizer_json: Path, receipts: list[UnitReceipt], num_reused: int
+) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 2),
         "host": socket.gethostname(),
         "command": sys.argv,
+        "tokenizer": str(tokenizer_json.parent.absolute()),
         "tokenizer_backend": {
             "name": choice.name,
             "reason": choice.reason,

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
+from data_prep.data_tokenizer import find_decoder, load_decoder
 from data_prep.sample_text import BRACKETS, COLOURS, Decode, Marks, print_ids, render_document
 from data_prep.shard_reader import locate_sample, open_tar, read_sample_bytes
 from pipeline.data.shard_format import (
@@ -22,40 +22,10 @@ from pipeline.data.shard_format import (
     ShardEntry,
     decode_sample,
     load_index,
-    tokenizer_fingerprint,
 )
 from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
-
-
-def load_decoder(manifest: Manifest, tokenizer: str | None) -> Decode | None:
-    """`decode` of the tokenizer that made the data; None where none is given and the manifest's is not at hand.
-
-    Args:
-        manifest: of the data.
-        tokenizer: folder with tokenizer.json, or that file.
-
-    Raises:
-        DataError: no tokenizer there, or another one than the data's.
-    """
-    if tokenizer is None and not (Path(manifest.tokenizer_name) / "tokenizer.json").is_file():
-        return None
-    given = Path(manifest.tokenizer_name if tokenizer is None else tokenizer)
-    path = given / "tokenizer.json" if given.is_dir() else given
-    if not path.is_file():
-        raise DataError(f"--tokenizer {given}: there is no {path}; name a folder with tokenizer.json")
-    try:
-        fingerprint = tokenizer_fingerprint(path)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"--tokenizer {given}: {path} is not a tokenizer ({error})") from error
-    if fingerprint != manifest.tokenizer_sha256:
-        raise DataError(
-            f"--tokenizer {given} has fingerprint {fingerprint}, the data was made with {manifest.tokenizer_name}, "
-            f"{manifest.tokenizer_sha256}; name that one's folder"
-        )
-    loaded = Tokenizer.from_file(str(path))
-    return lambda ids: loaded.decode(ids, skip_special_tokens=False)
 
 
 def show_sample(folder: Path, manifest: Manifest, number: int, decode: Decode, width: int, marks: Marks) -> str:
@@ -116,8 +86,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="packed data folder")
     parser.add_argument("samples", type=int, nargs="*", metavar="SAMPLE", help="numbers from 0 (default: 0)")
     parser.add_argument(
-        "--tokenizer", metavar="PATH", help="folder with the data's tokenizer.json (default: the one that the manifest "
-        "names, if it is a folder here; without any, token ids are shown)",
+        "--tokenizer", metavar="PATH", help="folder with the data's tokenizer.json, or a hub id (default: the one that "
+        "made the data, if it is still on this machine; without any, token ids are shown)",
     )  # fmt: skip
     parser.add_argument(
         "--width", type=int, default=60, metavar="N", help="tokens to show of either end of a document (default: 60)"
@@ -133,12 +103,18 @@ def _show(arguments: argparse.Namespace) -> None:
     manifest = Manifest.load(folder)
     for number in numbers:  # a wrong number is named before anything is shown
         locate_sample(manifest, number)
-    decode = load_decoder(manifest, arguments.tokenizer)
-    if decode is None:
-        print(f"no tokenizer: token ids are shown; pass --tokenizer with the folder of {manifest.tokenizer_name}")
+    decode = print_ids
+    if arguments.tokenizer is not None:
+        decode = load_decoder(manifest, arguments.tokenizer)
+    else:
+        try:
+            decode = find_decoder(folder, manifest)
+        except DataError as error:
+            name = escape_controls(manifest.tokenizer_name)
+            print(f"no tokenizer: token ids are shown; pass --tokenizer with the folder or hub id of {name} ({error})")
     marks = COLOURS if sys.stdout.isatty() else BRACKETS
     for number in numbers:
-        print(show_sample(folder, manifest, number, decode or print_ids, arguments.width, marks))
+        print(show_sample(folder, manifest, number, decode, arguments.width, marks))
 
 
 def main(argv: list[str] | None = None) -> int:

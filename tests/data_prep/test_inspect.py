@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import data_prep
 from data_prep.packing import Pack
 from data_prep.sample_text import VISIBLE_CONTROLS, Marks, render_document
 from data_prep.sample_view import main
-from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.data.shard_format import Manifest, tokenizer_fingerprint
 from pipeline.errors import escape_controls
 from tests.data_prep.hand_packed import pack, whole, write_folder
 
@@ -124,8 +125,71 @@ def test_ids_are_shown_without_a_tokenizer(tmp_path: Path, capsys: pytest.Captur
     sample = pack([whole("a", 4)], np.array([5, 70000, 9, 1], np.uint32), mask)
     write_folder(tmp_path / "data", [(0, "chat", [sample])], seq_len=8, tokenizer_name="org/model")
     out = _show(capsys, tmp_path / "data")
-    assert "no tokenizer: token ids are shown; pass --tokenizer with the folder of org/model" in out
+    assert "no tokenizer: token ids are shown; pass --tokenizer with the folder or hub id of org/model" in out
     assert "    | 5 ⟦70000 9 ⟧1 " in out
+
+
+def test_tokenizer_is_found_wherever_it_was_and_its_loss_is_told(
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    run_prepare: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Named by a relative path, from another folder; then moved, replaced, and on a machine that never had it."""
+    shutil.copytree(tiny_tokenizer, tmp_path / "models" / "tok")
+    (tmp_path / "a.txt").write_text("The first text.")
+    monkeypatch.chdir(tmp_path / "models")
+    data = tmp_path / "data"
+    run_prepare([tmp_path / "a.txt"], data, tokenizer="tok")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "The first text." in _show(capsys, data)
+    (tmp_path / "models/tok").rename(tmp_path / "elsewhere/tok")
+    assert "The first text." in _show(capsys, data), "by the manifest's name for it"
+    (tmp_path / "elsewhere/tok").rename(tmp_path / "elsewhere/other")
+    out = _show(capsys, data)
+    assert re.search(
+        r"token ids are shown; pass --tokenizer .* of tok \(.*/models/tok: there is no tokenizer.json; ", out
+    )
+    assert out.count("\n    | ") == 1 and re.search(r"\n    \| \d+ \d+ ", out)
+    assert "The first text." in _show(capsys, data, "--tokenizer", "other")
+    assert "The first text." in _show(capsys, data, "--tokenizer", "other/tokenizer.json")
+    other = _tokenizer(tiny_tokenizer)
+    other.add_tokens(["memory"])
+    (tmp_path / "models/tok").mkdir()
+    other.save(str(tmp_path / "models/tok/tokenizer.json"))
+    assert "models/tok is another one by now; the folder tok: there is no tokenizer.json" in _show(capsys, data)
+    (data / "run.json").unlink()
+    assert "shown; pass --tokenizer with the folder or hub id of tok (the folder tok: there is no" in _show(
+        capsys, data
+    )
+
+
+def test_tokenizer_of_a_hub_id_is_found_among_what_was_fetched(
+    folder: Path,
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    snapshot = tmp_path / "hub/models--org--model/snapshots/abc"
+    shutil.copytree(tiny_tokenizer, snapshot)
+    (tmp_path / "hub/models--org--model/refs").mkdir()
+    (tmp_path / "hub/models--org--model/refs/main").write_text("abc")
+    sample = pack([whole("a", 3)], np.array(_tokenizer(tiny_tokenizer).encode("text").ids[:3], np.uint32))
+    fingerprint = tokenizer_fingerprint(tiny_tokenizer / "tokenizer.json")
+    write_folder(
+        tmp_path / "data", [(0, "a", [sample])], seq_len=8, tokenizer_name="org/model", tokenizer_sha256=fingerprint
+    )
+    out = _show(capsys, tmp_path / "data")
+    assert "the hub's org/model on this machine: there is no tokenizer.json" in out and "<|begin|>" not in out
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "<|begin|>te" in _show(capsys, tmp_path / "data")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "<|begin|>te" in _show(capsys, tmp_path / "data", "--tokenizer", "org/model")
+    message = _refusal(capsys, tmp_path / "data", "--tokenizer", "org/other")
+    assert "--tokenizer org/other: there is no such folder or file, and the hub gave no tokenizer.json (" in message
 
 
 def test_damaged_sample_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
