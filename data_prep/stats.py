@@ -156,7 +156,7 @@ def _write_stats(folder: Path, output: Path | None) -> None:
     stats = collect_stats(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_file(target / STATS_NAME, (json.dumps(stats, indent=1) + "\n").encode())
-    write_file(target / PLOT_NAME, plot_stats(stats, folder.resolve().name))
+    write_file(target / PLOT_NAME, plot_stats(stats, escape_controls(folder.resolve().name)))
     print(format_stats(stats))
     print("\n" + escape_controls(f"{STATS_NAME} and {PLOT_NAME} in {target}"))
 
