@@ -118,8 +118,8 @@ def check_rows(where: str, rows: Iterable[tuple[int, object]], source: Source, d
         )
     fields = ", ".join(islice(first, 20)) if isinstance(first, dict) else "none"
     raise DataError(
-        f"{where}: none of its rows has the field {column.name!r}; set {column.setting} (fields of the first: {fields}), "
-        "or --exclude the file"
+        f"{where}: none of its rows has the field {column.name!r}; set {column.setting} (fields of the first: {fields})"
+        " or --exclude the file"
     )
 
 
