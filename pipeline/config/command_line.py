@@ -69,6 +69,7 @@ class CommandLine:
         """Raises ConfigError for a flag that is unknown or lacks its value."""
         self._settings = list_settings(cls)
         self.arguments, self.files = list[str](), list[str]()
+        self._lists: dict[str, list[str]] = {}
         for flag, values in self._split(argv):
             self._add(flag, values)
 
@@ -107,6 +108,8 @@ class CommandLine:
 
     def _add(self, flag: str, values: list[str]) -> None:
         hint = self._hint(flag)
+        if item_type(hint) is not None:  # jsonargparse would take the last of a flag given twice
+            values = self._lists[flag] = [*self._lists.get(flag, []), *values]
         if flag in ("-h", "--help"):
             self.arguments.append(flag)
         elif hint is bool and not values:

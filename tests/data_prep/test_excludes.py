@@ -8,6 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_prep.inputs import find_inputs
 from data_prep.sources import Source, load_sources
+from pipeline.config import PrepareConfig, parse_cli
 from pipeline.data.shard_format import DataError
 
 FILES = (
@@ -193,3 +194,10 @@ def test_remote_files(pattern: str, expected: list[str]) -> None:
         files.pipe(f"/tree/{name}", b"text")
     found, _ = find_inputs(Source("web", ["memory://tree"], exclude=[pattern]))
     assert [file.url.removeprefix("memory:///tree/") for file in found] == expected
+
+
+def test_flag_given_twice_adds_its_patterns(project: Path) -> None:
+    flags = ["--inputs", "docs", "--exclude", "a.txt", "i.txt", "--inputs", "more", "--exclude", "held/secret.txt"]
+    config = parse_cli(PrepareConfig, ["--tokenizer", "t", "--output", "o", *flags])
+    assert config.inputs == ["docs", "more"]
+    assert _left_out(config.inputs, config.exclude) == {"docs/a.txt", "docs/i.txt", SECRET}
