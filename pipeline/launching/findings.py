@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, escape_controls
 
 
 class Findings:
@@ -23,7 +23,7 @@ class Findings:
 
     def warn(self, stage: str, message: str) -> None:
         """Something to know that keeps nothing from being submitted."""
-        _append(self.warnings, f"{stage}: {message}")
+        _append(self.warnings, f"{stage}: {escape_controls(message)}")
 
     def __str__(self) -> str:
         lines = [f"warning: {line}" for line in self.warnings] + [f"error: {line}" for line in self.errors]
