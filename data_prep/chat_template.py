@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,8 +16,10 @@ SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TEMPLATE_FILES = (TEMPLATE_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE)
 VARIABLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
-# Some templates write today's date: the data would change from day to day. The line break after it is not rendered.
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
+# Some templates write today's date: the data would change from day to day.
+FIXED_DATE = datetime(2024, 7, 26)
+# Apart from what transformers compiles for itself in this process; the line break after it is not rendered.
+FIXED_DATE_MARK = "{# its date is fixed #}\n"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,18 @@ class ChatTemplate:
         """Of all that decides a rendering (hex)."""
         return sha256(json.dumps([self.text, self.variables], sort_keys=True).encode()).hexdigest()
 
-    @property
-    def has_generation_tags(self) -> bool:
-        return GENERATION_TAG.search(self.text) is not None
+    def mentions(self, name: str) -> bool:
+        """Whether the template may read the variable."""
+        return re.search(rf"\b{name}\b", self.text) is not None
 
-    def render(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation's text, and the spans (in characters) that lie between generation tags.
+    def render(
+        self,
+        messages: list[dict[str, str]],
+        tools: list[dict] | None = None,
+        documents: list[dict] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """The conversation's text, and the spans (in characters) between generation tags; None: it has no such tags.
 
         Raises:
             InvalidDocument: refused_by_template.
@@ -45,21 +54,27 @@ class ChatTemplate:
         """
         # Slow to import, and only conversations need it.
         from jinja2 import TemplateError, TemplateSyntaxError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-        fixed = FIXED_DATE if "strftime_now" in self.text else ""
+        text = FIXED_DATE_MARK + self.text
+        is_tagged = GENERATION_TAG.search(text) is not None
         try:
+            # The one that is rendered: compiled templates are kept by their text.
+            _compile_jinja_template(text).environment.globals["strftime_now"] = FIXED_DATE.strftime
             rendered, spans = render_jinja_template(
                 conversations=[messages],
-                chat_template=fixed + self.text,
-                return_assistant_tokens_mask=self.has_generation_tags,
+                tools=tools,
+                documents=documents,
+                chat_template=text,
+                return_assistant_tokens_mask=is_tagged,
+                add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template of {self.path} is not valid: {' '.join(str(error).split())}") from error
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise InvalidDocument("refused_by_template") from error
-        return rendered[0], spans[0] if spans else []
+        return rendered[0], spans[0] if is_tagged else None
 
 
 def load_chat_template(folder: Path) -> ChatTemplate:

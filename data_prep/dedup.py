@@ -37,10 +37,10 @@ class ContentHash:
         return self._hash.digest()
 
 
-def hash_messages(messages: list[dict]) -> bytes:
-    """The hash of a conversation."""
+def hash_messages(messages: list[dict], *beside: object) -> bytes:
+    """The hash of a conversation: its messages and what else of it is JSON."""
     content_hash = ContentHash("messages")
-    content_hash.update(json.dumps(messages, sort_keys=True))
+    content_hash.update(json.dumps([messages, *beside], sort_keys=True))
     return content_hash.digest()
 
 

@@ -12,9 +12,12 @@ import numpy as np
 from data_prep.conversations import ConversationEncoder
 from data_prep.dedup import ContentHash, hash_messages, hash_unreadable
 from data_prep.packing import TokenisedDocument
-from data_prep.readers import Extent, InvalidDocument, RawDocument, read_documents
+from data_prep.readers import Conversation, Extent, InvalidDocument, RawDocument, read_documents
 from data_prep.sources import Source
 from data_prep.tokenization import DocumentTokenizer, TokenizerSpec
+
+MAX_FIELD_NAME, MAX_FIELDS = 60, 50
+OTHER_FIELDS = "other fields"
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,12 @@ class DocumentSpec:
 
 @dataclass
 class Counts:
-    """What became of the documents: `dropped` by file name and reason."""
+    """What became of the documents: `dropped` by file name and reason; `ignored` by file name and field that may change
+    a conversation's meaning and was not read, of the documents that are kept.
+    """
 
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    ignored: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     documents: int = 0
     text_bytes: int = 0
     num_fallbacks: int = 0
@@ -52,8 +58,8 @@ def hash_documents(extents: Iterable[Extent], source: Source) -> bytes:
 
 
 def _hash(raw: RawDocument) -> bytes:
-    if isinstance(raw.content, list):
-        return hash_messages(raw.content)
+    if isinstance(raw.content, Conversation):
+        return _hash_conversation(raw.content)
     content_hash = ContentHash("text")
     try:
         for chunk in _chunks(raw.content):
@@ -61,6 +67,11 @@ def _hash(raw: RawDocument) -> bytes:
     except InvalidDocument:
         return hash_unreadable(raw.id)
     return content_hash.digest()
+
+
+def _hash_conversation(conversation: Conversation) -> bytes:
+    beside = conversation.tools, conversation.documents, sorted(conversation.untrained)
+    return hash_messages(conversation.messages, *beside)
 
 
 def _chunks(content: str | Iterator[str]) -> Iterable[str]:
@@ -99,12 +110,14 @@ class DocumentReader:
                     dropped[error.reason] += 1
                     continue
                 self.counts.documents += 1
+                if isinstance(raw.content, Conversation):
+                    self._count_ignored(extent.file.name, raw.content)
                 yield document
         self.counts.num_fallbacks += self._tokenizer.num_fallbacks - before
 
     def _tokenise(self, raw: RawDocument) -> TokenisedDocument:
-        if isinstance(raw.content, list):
-            self.hashes += hash_messages(raw.content)
+        if isinstance(raw.content, Conversation):
+            self.hashes += _hash_conversation(raw.content)
             ids, mask, num_bytes = self._encode_conversation(raw.content)
         else:
             mask = None
@@ -116,12 +129,20 @@ class DocumentReader:
         self.counts.text_bytes += num_bytes
         return TokenisedDocument(raw.id, {**raw.origin, "bytes": num_bytes}, ids, mask)
 
-    def _encode_conversation(self, messages: list[dict]) -> tuple[np.ndarray, np.ndarray, int]:
+    def _count_ignored(self, file_name: str, conversation: Conversation) -> None:
+        """Names are a stranger's: each as a terminal may show it, and no more of them than can be read."""
+        counts = self.counts.ignored[file_name]
+        unread = _conversation_encoder(self._spec.tokenizer.path).unread(conversation)
+        for name in dict.fromkeys((*conversation.ignored, *unread)):
+            shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:MAX_FIELD_NAME])
+            counts[shown if shown in counts or len(counts) < MAX_FIELDS else OTHER_FIELDS] += 1
+
+    def _encode_conversation(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, int]:
         encoder = _conversation_encoder(self._spec.tokenizer.path)
-        ids, mask = encoder.encode(messages)
+        ids, mask = encoder.encode(conversation)
         if len(ids) > self._spec.max_conversation_tokens:
             raise InvalidDocument("conversation_above_seq_len")
-        return ids, mask, sum(len(message["content"].encode()) for message in messages)
+        return ids, mask, conversation.num_bytes
 
     def _encode_text(self, raw: RawDocument) -> tuple[np.ndarray, int]:
         """The ids, with what the tokenizer puts before and after a text, and the text's UTF-8 length."""

@@ -17,7 +17,15 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.inputs import FORMATS, InputFile, extension_of
-from data_prep.readers.columns import check_names, check_schema, columns_of, holds_json, names_of
+from data_prep.readers.columns import (
+    check_names,
+    check_schema,
+    columns_of,
+    holds_json,
+    names_of,
+    optional_names_of,
+)
+from data_prep.readers.messages import without_nulls
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
@@ -184,7 +192,10 @@ class _Spool:
         """Writes the rows that are not yet in complete files."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if dataset.column_names:
-            dataset = dataset.select_columns(self._columns)
+            optional = optional_names_of(self._source)
+            dataset = dataset.select_columns(
+                [*self._columns, *(name for name in optional if name in dataset.column_names)]
+            )
         num_done = sum(self._num_rows)
         rows = iter(dataset.skip(num_done))
         with tqdm(rows, desc=f"storing {self._source.name}", initial=num_done, unit="row", unit_scale=True) as progress:
@@ -213,7 +224,9 @@ class _Spool:
 
     def _line(self, row: dict) -> bytes:
         try:
-            line = json.dumps({name: row.get(name) for name in self._columns}, ensure_ascii=False)
+            names = [*self._columns, *(name for name in optional_names_of(self._source) if name in row)]
+            values = {name: row.get(name) if name in self._columns else without_nulls(row[name]) for name in names}
+            line = json.dumps(values, ensure_ascii=False)
         except TypeError as error:
             columns = ", ".join(self._columns)
             raise DataError(f"source {self._source.name!r}: columns {columns} hold no text ({error})") from error

@@ -35,9 +35,12 @@ def sum_up(planned: Manifest, receipts: list[UnitReceipt], duplicates: dict[str,
         duplicates: documents whose text an earlier one has, by source.
     """
     dropped: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    ignored: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for receipt in receipts:
         for name, reasons in receipt.dropped.items():
             dropped[receipt.source, name].update(reasons)
+        for name, fields in receipt.ignored.items():
+            ignored[receipt.source, name].update(fields)
     sources = [
         _sum_up_source(entry, [r for r in receipts if r.source == entry["name"]], duplicates[entry["name"]])
         for entry in planned.sources
@@ -46,7 +49,11 @@ def sum_up(planned: Manifest, receipts: list[UnitReceipt], duplicates: dict[str,
         planned,
         sources=sources,
         shards=[shard for receipt in receipts for shard in receipt.shards],
-        inputs=[{**entry, "dropped": dict(dropped[entry["source"], entry["name"]])} for entry in planned.inputs],
+        inputs=[
+            {**entry, "dropped": dict(dropped[key])} | ({"ignored_fields": dict(ignored[key])} if ignored[key] else {})
+            for entry in planned.inputs
+            for key in [(entry["source"], entry["name"])]
+        ],
         dropped={kind: _add([s["dropped"][kind] for s in sources]) for kind in ("files", "documents")},
         totals=_add([s["totals"] for s in sources]),
     )

@@ -8,33 +8,49 @@ positions stay what they were.
 
 import json
 import re
-from pathlib import Path
+from collections.abc import Collection
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.readers.invalid import InvalidDocument
+from pipeline.data.shard_format import DataError
 
-FIRST_NAME = 0x10F000  # the end of the last private-use plane
+FIRST_NAME = 0x10F000  # the end of the last private-use plane; more names than fit in there begin further down
+FIRST_PRIVATE_PLANE, LAST_NAME = 0xF0000, 0x10FFFF
 
 
 class ProtectedTokenizer:
-    """`tokenizer.json`, without the tokens that its post-processor would add."""
+    """The tokenizer of a parsed tokenizer.json, without the tokens that its post-processor would add.
 
-    def __init__(self, tokenizer_json: Path) -> None:
-        content = json.loads(tokenizer_json.read_bytes())
+    Args:
+        content: the parsed file.
+        boundaries: added tokens that are protected though they are not flagged special.
+
+    Raises:
+        DataError: more special tokens than there are private characters.
+    """
+
+    def __init__(self, content: dict, boundaries: Collection[str] = ()) -> None:
         original = {token["content"]: token["id"] for token in content["added_tokens"]}
-        special = [token for token in content["added_tokens"] if token["special"]]
-        self._names = {token["content"]: chr(FIRST_NAME + n) * len(token["content"]) for n, token in enumerate(special)}
+        protected = [token["content"] for token in content["added_tokens"] if token["special"]]
+        protected += [name for name in original if name in boundaries and name not in protected]
+        first = min(FIRST_NAME, LAST_NAME - len(protected))
+        if first < FIRST_PRIVATE_PLANE:
+            raise DataError(
+                f"the tokenizer has {len(protected):,} special tokens; conversations can do with "
+                f"{LAST_NAME - FIRST_PRIVATE_PLANE:,}"
+            )
+        self._names = {name: chr(first + n) * len(name) for n, name in enumerate(protected)}
+        self._break = chr(first + len(protected))
         longest_first = sorted(map(re.escape, self._names), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or "(?!)")
         self._ending = re.compile(rf"\s*(?:{self._special.pattern})")
-        self._reserved = re.compile(f"[{chr(FIRST_NAME)}-{chr(FIRST_NAME + len(special))}]")
-        for token in special:
-            token["content"] = self._names[token["content"]]
-        self._tokenizer = Tokenizer.from_str(
-            json.dumps(content | {"post_processor": None, "truncation": None, "padding": None})
-        )
+        self._reserved = re.compile(f"[{chr(first)}-{self._break}]")
+        renamed = [token | {"content": self._names.get(token["content"], token["content"])}
+                   for token in content["added_tokens"]]  # fmt: skip
+        changes = {"added_tokens": renamed, "post_processor": None, "truncation": None, "padding": None}
+        self._tokenizer = Tokenizer.from_str(json.dumps(content | changes))
         self._set_up_ids(original, content["model"].get("unk_token"))
 
     def _set_up_ids(self, original: dict[str, int], unknown: str | None) -> None:
@@ -52,6 +68,22 @@ class ProtectedTokenizer:
     def translate(self, literal: str) -> str:
         """The literal with its special tokens marked; positions stay."""
         return self._special.sub(lambda found: self._names[found[0]], literal)
+
+    def escape(self, text: str) -> str:
+        """The text with a private character in each special token, so that `translate` leaves it alone.
+
+        Raises:
+            InvalidDocument: special_token_in_text: a token of one character.
+        """
+        while found := self._special.search(text):
+            if found.end() - found.start() < 2:
+                raise InvalidDocument("special_token_in_text")
+            text = text[: found.start() + 1] + self._break + text[found.start() + 1 :]
+        return text
+
+    def unescape(self, text: str) -> str:
+        """Undoes `escape`."""
+        return text.replace(self._break, "")
 
     def ending(self, literal: str) -> int:
         """Length of the special token (with white space before it) that the unmarked literal begins with, or 0."""

@@ -15,7 +15,8 @@ UNITS_FOLDER = ".units"
 class UnitReceipt:
     """One finished work unit.
 
-    `dropped` counts the documents left out, by input name and reason; `documents` and `text_bytes` (UTF-8) are those
+    `dropped` counts the documents left out, by input name and reason; `ignored` fields of conversations that nothing
+    read, by input name and field; `documents` and `text_bytes` (UTF-8) are those
     that were packed; `cut_documents` end in the unit's samples and began in others; `num_fallbacks` counts texts that
     the fast tokenizer gave up on; `leftovers` is the sha256 of the file of pieces still to be packed.
     """
@@ -25,6 +26,7 @@ class UnitReceipt:
     shards: list[ShardEntry]
     cut_documents: int
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    ignored: dict[str, dict[str, int]] = field(default_factory=dict)
     documents: int = 0
     text_bytes: int = 0
     num_fallbacks: int = 0

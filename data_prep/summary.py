@@ -1,5 +1,7 @@
 """A finished folder in a few lines, as prepare.py prints it."""
 
+from collections import Counter
+
 from pipeline.data.shard_format import MANIFEST_NAME, Manifest
 from pipeline.errors import escape_controls
 
@@ -31,6 +33,11 @@ def describe(manifest: Manifest) -> str:
             lines.append(f"  {entry['source']}/{entry['name']}: {describe_counts(entry['dropped'])}")
         if len(affected) > MAX_LISTED:
             lines.append(f"  and {len(affected) - MAX_LISTED} more files: see {MANIFEST_NAME}")
+    ignored: Counter[str] = Counter()
+    for entry in manifest.inputs:
+        ignored.update(entry.get("ignored_fields", {}))
+    if ignored:
+        lines.append(f"fields of conversations that were not read: {describe_counts(ignored)}")
     return "\n".join(map(escape_controls, lines))
 
 

@@ -121,6 +121,7 @@ def process_unit(unit: Unit) -> UnitReceipt:
             shards=writer.entries,
             cut_documents=writer.num_cut_documents,
             dropped={name: dict(reasons) for name, reasons in counts.dropped.items() if reasons},
+            ignored={name: dict(fields) for name, fields in counts.ignored.items() if fields},
             documents=counts.documents,
             text_bytes=counts.text_bytes,
             num_fallbacks=counts.num_fallbacks,

@@ -6,5 +6,6 @@ read to its end stops the run.
 
 from data_prep.readers.documents import InvalidDocument, RawDocument, read_documents
 from data_prep.readers.extents import Extent, Inspection, inspect_input
+from data_prep.readers.messages import Conversation
 
-__all__ = ["Extent", "Inspection", "InvalidDocument", "RawDocument", "inspect_input", "read_documents"]
+__all__ = ["Conversation", "Extent", "Inspection", "InvalidDocument", "RawDocument", "inspect_input", "read_documents"]

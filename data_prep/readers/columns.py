@@ -7,6 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
+from data_prep.readers.messages import ROW_FIELDS
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 
@@ -47,6 +48,12 @@ def columns_of(source: Source) -> list[Column]:
 def names_of(source: Source) -> list[str]:
     """The names of the columns that the source reads, each once."""
     return list(dict.fromkeys(column.name for column in columns_of(source)))
+
+
+def optional_names_of(source: Source) -> list[str]:
+    """The columns that it reads where they are there: what may belong to a conversation beside its messages."""
+    required = names_of(source)
+    return [] if source.conversations is None else [name for name in ROW_FIELDS if name not in required]
 
 
 def check_schema(where: str, schema: pa.Schema, source: Source) -> None:

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.inputs import InputFile, open_file_system
-from data_prep.readers.columns import check_schema, holds_json, names_of
+from data_prep.readers.columns import check_schema, holds_json, names_of, optional_names_of
 from data_prep.readers.json_values import RepeatedKey, parse_json
+from data_prep.readers.messages import without_nulls
 from data_prep.readers.stored import open_stored
 from data_prep.sources import Source
 
@@ -57,12 +58,17 @@ def read_rows(
         DataError: a column that the source needs is not there or of another type.
     """
     read = _read_parquet if file.format == "parquet" else _read_arrow
+    required, optional = names_of(source), optional_names_of(source)
     row = first_row
     for batch in read(file, start, end, source):
-        columns = [(name, batch.column(name)) for name in names_of(source)]
+        columns = [(name, batch.column(name)) for name in required]
+        present = [(name, batch.column(name)) for name in optional if batch.schema.names.count(name) == 1]
         for number in range(batch.num_rows):
             try:
                 values = {name: _value(column[number].as_py(), column.type) for name, column in columns}
+                values |= {
+                    name: without_nulls(_value(column[number].as_py(), column.type)) for name, column in present
+                }
             except UnicodeDecodeError:
                 dropped["invalid_utf8"] += 1
             except RepeatedKey:
@@ -92,15 +98,17 @@ def _read_parquet(file: InputFile, start: int, end: int | None, source: Source) 
         parquet = pq.ParquetFile(stream)
         check_schema(file.url, parquet.schema_arrow, source)
         groups = list(range(start, parquet.num_row_groups if end is None else end))
-        yield from parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=names_of(source))
+        columns = [*names_of(source), *optional_names_of(source)]
+        yield from parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
 
 
 def _read_arrow(file: InputFile, start: int, end: int | None, source: Source) -> Iterator[pa.RecordBatch]:
     with _open_arrow(file) as reader:
         check_schema(file.url, reader.schema, source)
         for batch in _batches(reader, start, end):
-            for name in names_of(source):
-                _check_offsets(batch.column(name))
+            for name in {*names_of(source), *optional_names_of(source)} & set(batch.schema.names):
+                if batch.schema.names.count(name) == 1:
+                    _check_offsets(batch.column(name))
             yield batch
 
 

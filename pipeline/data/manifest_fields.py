@@ -32,7 +32,7 @@ def parse_manifest(raw: bytes, format_version: int) -> dict:
         present = {name: fits for name, fits in SOURCE_DETAILS.items() if name in source}
         _check(source, present, f"source {source['name']}")
     for entry in fields["inputs"]:
-        _check(entry, INPUT, "an input's entry")
+        _check({"ignored_fields": {}} | entry, INPUT, "an input's entry")
     return fields
 
 
@@ -117,4 +117,5 @@ INPUT = {
     "size": _is_count,
     "sha256": _is_name,
     "dropped": _is_counts,
+    "ignored_fields": _is_counts,
 }

@@ -94,9 +94,10 @@ class Manifest:
     `packing` holds the parameters of that name. `sources` lists the sources in order: "name", "weight" (share of a
     mixture's epoch, or null where none was asked for), "reading" (how its inputs are read), "labels" (whether its
     samples have a loss_mask), "totals" and "dropped" as below but of this source. `inputs` lists every file with its
-    source, size, sha256, and what was dropped from it. `dropped` sums up what was left out as {"files" | "documents"
-    | "tokens": {reason: count}}; `totals` are samples, tokens, documents, text_bytes, cut_documents (spread over
-    several samples), duplicate_documents (same text as an earlier one, whether kept or dropped).
+    source, size, sha256, what was dropped from it, and in "ignored_fields" what of its conversations was not read.
+    `dropped` sums up what was left out as {"files" | "documents" | "tokens": {reason: count}}; `totals` are samples,
+    tokens, documents, text_bytes, cut_documents (spread over several samples), duplicate_documents (same text as an
+    earlier one, whether kept or dropped).
     """
 
     tokenizer_name: str

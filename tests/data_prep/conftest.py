@@ -1,6 +1,8 @@
 """A small corpus, and the preparation of a folder from it."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,3 +44,16 @@ def run_prepare(tiny_tokenizer: Path) -> Callable[..., Manifest]:
         return run_with_processes(partial(prepare, sources, output, spec), num_workers)
 
     return run
+
+
+@pytest.fixture
+def with_template(smollm2: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder with SmolLM2's tokenizer and a given chat template."""
+
+    def write(template: str, **changes: object) -> Path:
+        shutil.copy(smollm2 / "tokenizer.json", tmp_path)
+        config = json.loads((smollm2 / "tokenizer_config.json").read_text()) | {"chat_template": template} | changes
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return write

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from data_prep.hf_datasets import dataset_inputs
 from data_prep.inputs import InputFile, find_inputs
-from data_prep.readers import inspect_input, read_documents
+from data_prep.readers import Conversation, inspect_input, read_documents
 from data_prep.sources import Conversations, DatasetSource, Source
 from pipeline.data.shard_format import DataError
 
@@ -122,11 +122,12 @@ def test_conversations_come_through(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "rows").mkdir()
     row = {"document": "D", "messages": [{"role": "user", "content": "Q"}], "answers": ["A"], "other": 1}
+    row["tools"] = [{"name": "T"}]
     (tmp_path / "rows/x.jsonl").write_text(json.dumps(row))
     settings = Conversations(document_field="document", answers_field="answers")
     source = Source("chat", dataset=DatasetSource(str(tmp_path / "rows"), streaming=streaming), conversations=settings)
     assert _texts(dataset_inputs(source, tmp_path / "spool", 1000), source) == [
-        [{"role": "user", "content": "D\n\nQ"}, {"role": "assistant", "content": "A"}]
+        Conversation([{"role": "user", "content": "D\n\nQ"}, {"role": "assistant", "content": "A"}], [{"name": "T"}])
     ]
 
 

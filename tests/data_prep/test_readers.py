@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.inputs import InputFile, find_inputs
-from data_prep.readers import Extent, InvalidDocument, RawDocument, inspect_input, read_documents
+from data_prep.readers import Conversation, Extent, InvalidDocument, RawDocument, inspect_input, read_documents
 from data_prep.readers.stored import CHUNK_BYTES, read_chunks
 from data_prep.sources import Conversations, Source
 from pipeline.data.shard_format import DataError
@@ -462,11 +462,11 @@ def test_chatqa2_rows_become_messages_with_document_and_answer(tmp_path: Path) -
     ]
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
     documents, dropped = _read(tmp_path / "d.jsonl", CHAT)
-    assert documents == [RawDocument("web/d.jsonl:0", {"row": 0}, messages)] and dropped == {}
+    assert documents == [RawDocument("web/d.jsonl:0", {"row": 0}, Conversation(messages))] and dropped == {}
     plain = row | {"messages": [{"role": "user", "content": "Who?", "name": None}]}
     pq.write_table(pa.Table.from_pylist([plain]), tmp_path / "d.parquet")
     extents = inspect_input(_file(tmp_path / "d.parquet"), CHAT, 1000).extents
-    assert [d.content for d in _read(tmp_path / "d.parquet", CHAT, extents)[0]] == [messages]
+    assert [d.content.messages for d in _read(tmp_path / "d.parquet", CHAT, extents)[0]] == [messages]
 
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
