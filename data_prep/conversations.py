@@ -9,15 +9,15 @@ rendering is not the template's text with the texts in between (each once, as th
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from data_prep.chat_layout import MARK, Layout, LayoutFinder, Piece, find_boundaries, shape_of
-from data_prep.chat_template import load_chat_template
+from data_prep.chat_template import TEMPLATE_FILE
 from data_prep.protected_tokenizer import ProtectedTokenizer
 from data_prep.readers.invalid import InvalidDocument
 from data_prep.readers.messages import Conversation
+from data_prep.tokenization import TokenizerSpec
 from pipeline.data.shard_format import DataError
 
 LAYOUTS_KEPT = 1024
@@ -30,15 +30,21 @@ class ConversationEncoder:
     """Renders, encodes and masks conversations.
 
     Args:
-        tokenizer_json: the tokenizer; its chat template lies beside it (tokenizer_config.json or chat_template.jinja).
+        spec: the tokenizer, with its chat template.
 
     Raises:
         DataError: no chat template, or one that does not render a question and its answer unambiguously.
     """
 
-    def __init__(self, tokenizer_json: Path) -> None:
-        self._template = load_chat_template(tokenizer_json.parent)
-        content = json.loads(tokenizer_json.read_bytes())
+    def __init__(self, spec: TokenizerSpec) -> None:
+        if spec.chat_template is None:
+            raise DataError(
+                f"--tokenizer {spec.name}: conversations need a chat template, and neither {TEMPLATE_FILE} nor "
+                f"tokenizer_config.json has one; use the tokenizer of an instruction-tuned model, or add one of these "
+                f"files"
+            )
+        self._template = spec.chat_template
+        content = spec.read()
         try:
             self._tokenizer = ProtectedTokenizer(content, self._find_boundaries(content))
             finder = LayoutFinder(self._template, self._tokenizer.escape, self._make_piece)
@@ -46,7 +52,7 @@ class ConversationEncoder:
             self.encode(Conversation(PROBE))
         except InvalidDocument as error:
             raise DataError(
-                f"the chat template of {self._template.path} cannot be used: a plain question and its answer give "
+                f"the chat template of {self._template.where} cannot be used: a plain question and its answer give "
                 f"{error.reason}; each content must appear once, as it is or trimmed"
             ) from error
 

@@ -1,6 +1,7 @@
 """The tokenizer that made a packed folder, wherever it lies by now: its fingerprint tells it from others."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -8,6 +9,8 @@ from tokenizers import Tokenizer
 
 from data_prep.run_info import check_run_info
 from pipeline.data.shard_format import DataError, Manifest, tokenizer_fingerprint
+from pipeline.errors import UserError
+from pipeline.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 Decode = Callable[[list[int]], str]
@@ -26,13 +29,13 @@ def load_decoder(manifest: Manifest, given: str) -> Decode:
     path = Path(given) / TOKENIZER_FILE if Path(given).is_dir() else Path(given)
     if not path.exists():
         path = _from_hub(given)
-    fingerprint = _fingerprint(path, f"--tokenizer {given}")
-    if fingerprint != manifest.tokenizer_sha256:
+    found, decode = _read(path, f"--tokenizer {given}", manifest.tokenizer_sha256)
+    if decode is None:
         raise DataError(
-            f"--tokenizer {given} has fingerprint {fingerprint}, the data was made with {manifest.tokenizer_name}, "
+            f"--tokenizer {given} has fingerprint {found}, the data was made with {manifest.tokenizer_name}, "
             f"{manifest.tokenizer_sha256}; name that one's folder"
         )
-    return _decode(path)
+    return decode
 
 
 def find_decoder(folder: Path, manifest: Manifest) -> Decode:
@@ -45,8 +48,9 @@ def find_decoder(folder: Path, manifest: Manifest) -> Decode:
     reasons = []
     for place, path in _places(folder, manifest):
         try:
-            if _fingerprint(path, place) == manifest.tokenizer_sha256:
-                return _decode(path)
+            _, decode = _read(path, place, manifest.tokenizer_sha256)
+            if decode is not None:
+                return decode
             reasons.append(f"{place} is another one by now")
         except DataError as error:
             reasons.append(str(error))
@@ -81,17 +85,27 @@ def _from_hub(given: str) -> Path:
         ) from error
 
 
-def _fingerprint(path: Path | None, place: str) -> str:
+def _read(path: Path | None, place: str, wanted: str) -> tuple[str, Decode | None]:
+    """Fingerprint and `decode` of the tokenizer there; None where it is not the wanted one.
+
+    A file with the wanted fingerprint decides by itself; only for another one is it asked what AutoTokenizer makes of
+    its folder, which takes seconds.
+    """
     if path is None or not path.is_file():
         raise DataError(f"{place}: there is no {TOKENIZER_FILE}")
     try:
-        return tokenizer_fingerprint(path)
+        found = tokenizer_fingerprint(path)
+        if found == wanted:
+            return found, partial(Tokenizer.from_file(str(path)).decode, skip_special_tokens=False)
+        if path.name != TOKENIZER_FILE:
+            return found, None
+        loaded = load_tokenizer(str(path.parent), "--tokenizer")
+        found = fingerprint(loaded, path)
     except OSError as error:
         raise DataError(f"{place} cannot be read ({error.strerror})") from error
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except UserError as error:
         raise DataError(f"{place}: {path} is not a tokenizer ({error})") from error
-
-
-def _decode(path: Path) -> Decode:
-    loaded = Tokenizer.from_file(str(path))
-    return lambda ids: loaded.decode(ids, skip_special_tokens=False)
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{place}: {path} is not a tokenizer ({error})") from error
+    decode = partial(loaded.backend_tokenizer.decode, skip_special_tokens=False)
+    return found, decode if found == wanted else None

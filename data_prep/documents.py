@@ -132,13 +132,13 @@ class DocumentReader:
     def _count_ignored(self, file_name: str, conversation: Conversation) -> None:
         """Names are a stranger's: each as a terminal may show it, and no more of them than can be read."""
         counts = self.counts.ignored[file_name]
-        unread = _conversation_encoder(self._spec.tokenizer.path).unread(conversation)
+        unread = _conversation_encoder(self._spec.tokenizer).unread(conversation)
         for name in dict.fromkeys((*conversation.ignored, *unread)):
             shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:MAX_FIELD_NAME])
             counts[shown if shown in counts or len(counts) < MAX_FIELDS else OTHER_FIELDS] += 1
 
     def _encode_conversation(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, int]:
-        encoder = _conversation_encoder(self._spec.tokenizer.path)
+        encoder = _conversation_encoder(self._spec.tokenizer)
         ids, mask = encoder.encode(conversation)
         if len(ids) > self._spec.max_conversation_tokens:
             raise InvalidDocument("conversation_above_seq_len")
@@ -189,5 +189,5 @@ def _tokenizer(spec: TokenizerSpec, backend: str) -> DocumentTokenizer:
 
 
 @lru_cache(maxsize=1)
-def _conversation_encoder(tokenizer_json: str) -> ConversationEncoder:
-    return ConversationEncoder(Path(tokenizer_json))
+def _conversation_encoder(spec: TokenizerSpec) -> ConversationEncoder:
+    return ConversationEncoder(spec)

@@ -14,6 +14,7 @@ from data_prep.conversations import ConversationEncoder
 from data_prep.inputs import InputFile, find_inputs
 from data_prep.readers import Extent, Inspection, InvalidDocument, inspect_input, read_documents
 from data_prep.sources import Source
+from data_prep.tokenization import TokenizerSpec
 from data_prep.units import MAX_UNITS, DocumentSpec, PackingSpec, Unit, group
 from data_prep.workers import OrderedMap
 from pipeline.data.shard_format import DataError, Manifest
@@ -141,7 +142,7 @@ def plan_manifest(
             "unit_bytes": packing.unit_bytes,
             "shard_bytes": packing.shard_bytes,
         },
-        sources=[_source_entry(s, Path(tokenizer.path)) for s in found],
+        sources=[_source_entry(s, tokenizer) for s in found],
         shards=[],
         inputs=[
             {"source": s.source.name, "name": f.name, "format": f.format, "size": f.size, "sha256": inspection.sha256}
@@ -152,7 +153,7 @@ def plan_manifest(
     )
 
 
-def _source_entry(found: SourceInputs, tokenizer_json: Path) -> dict:
+def _source_entry(found: SourceInputs, tokenizer: TokenizerSpec) -> dict:
     """The manifest's entry; paths of inputs are left out, since they differ between machines."""
     source = found.source
     reading = asdict(source)
@@ -163,7 +164,7 @@ def _source_entry(found: SourceInputs, tokenizer_json: Path) -> dict:
         if Path(source.dataset.path).exists():
             reading["dataset"]["path"] = Path(source.dataset.path).name
     if source.conversations is not None:
-        reading["chat_template_sha256"] = ConversationEncoder(tokenizer_json).template_sha256
+        reading["chat_template_sha256"] = ConversationEncoder(tokenizer).template_sha256
     return {
         "name": source.name,
         "weight": source.weight,

@@ -55,7 +55,7 @@ from data_prep.workers import OrderedMap, locked
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 from pipeline.errors import escape_controls
 
-RECORDED_VERSIONS = ("tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
+RECORDED_VERSIONS = ("transformers", "tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
 AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
 
 
@@ -143,6 +143,7 @@ def _prepare_locked(
         remove_scratch(output)  # of a run that was killed in its last instant
         print(escape_controls(f"{output} is already complete with these parameters; nothing to do"))
         return there
+    documents = replace(documents, tokenizer=documents.tokenizer.stored(scratch))
     units = make_units(files, inspected, documents, spec.packing, output)
     save_plan(output, planned)
     receipts, num_reused, num_duplicates = _run_units(units, output, spec, run)

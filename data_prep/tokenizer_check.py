@@ -1,9 +1,7 @@
 """Decides, once a run, whether tiktoken may stand in for `tokenizers`: only if their ids are the same everywhere."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -76,7 +74,7 @@ def _check(spec: TokenizerSpec, samples: Iterable[str]) -> int:
     Raises:
         UnsupportedTokenizer: what stands against tiktoken.
     """
-    content = json.loads(Path(spec.path).read_bytes())
+    content = spec.read()
     rules = read_text_rules(content)
     surroundings = read_surroundings(content.get("post_processor"))
     check_merges(content)

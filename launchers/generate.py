@@ -104,14 +104,15 @@ def main() -> None:
     prompt = read_prompt(config)
 
     import torch
-    from transformers import AutoTokenizer, TextStreamer
+    from transformers import TextStreamer
 
     from pipeline.evaluation.placement import choose_device, choose_dtype
     from pipeline.model.cache_file import load_cache, save_cache
     from pipeline.model.generation import absorb, decide_generation
     from pipeline.model.loading import load_model, set_window
+    from pipeline.tokenizer import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
+    tokenizer = load_tokenizer(files.tokenizer)
     if config.chat:
         prompt = wrap_in_chat(prompt, tokenizer, files.tokenizer)
     add_special_tokens = not config.chat and config.load_cache is None  # a text that goes on has no second beginning

@@ -11,12 +11,12 @@ Writes report.html, report.json and examples.jsonl. A stopped evaluation goes on
 from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, parse_cli
 from pipeline.data.loader import PackedDataset
-from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.distributed.launch import LaunchedRank, find_rank
 from pipeline.errors import UserError, run_cli
 from pipeline.evaluation.failures import noted_failure
 from pipeline.evaluation.training_curve import read_training_curve
-from pipeline.model.files import ModelFiles, find_tokenizer_json, resolve_model
+from pipeline.model.files import ModelFiles, resolve_model
+from pipeline.tokenizer import fingerprint_of
 
 
 def choose_window(config: EvalConfig, files: ModelFiles) -> WindowSpec:
@@ -45,7 +45,7 @@ def open_dataset(config: EvalConfig, files: ModelFiles) -> PackedDataset | None:
     if config.data is None:
         return None
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
-    if tokenizer_fingerprint(find_tokenizer_json(files.tokenizer)) != dataset.manifest.tokenizer_sha256:
+    if fingerprint_of(files.tokenizer) != dataset.manifest.tokenizer_sha256:
         raise UserError(
             f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name}, not as {files.tokenizer} "
             f"does it; prepare it with --tokenizer {files.tokenizer}"

@@ -27,6 +27,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     **{f"pipeline.teacher.cache_{m}": {"numpy", "zstandard"} for m in ("members", "samples")},
     "pipeline.attention.window": {"numpy"},
 }
+
 TEACHER_CACHE = {  # the cache folder: no torch, no model
     *(m for m in MODULES if m == "pipeline.teacher.cache" or m.startswith("pipeline.teacher.cache_")),
     *("pipeline.teacher.verify", "pipeline.teacher.inspect"),
@@ -43,9 +44,10 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.data": {
         *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals")
     },
+    "pipeline.tokenizer": {"pipeline.errors", "pipeline.data.shard_format", "pipeline.model.files"},
     "pipeline.model": {
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed"),
-        *("pipeline.losses.output_head", "pipeline.whole_output"),
+        *("pipeline.losses.output_head", "pipeline.whole_output", "pipeline.tokenizer"),
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
     "pipeline.exit_codes": {"pipeline.errors"},
@@ -55,17 +57,17 @@ ALLOWED = {  # layer -> layers of ours it may import
         TEACHER_CACHE,
         TEACHER_CACHE
         | {"pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.data"}
-        | {"pipeline.losses.positions", "pipeline.teacher.signals"},
+        | {"pipeline.losses.positions", "pipeline.teacher.signals", "pipeline.tokenizer"},
     ),
     "pipeline.launching": {
         *("pipeline.errors", "pipeline.flags", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
         *("pipeline.model.base_config", "pipeline.model.files"),
         *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
-        "pipeline.training.schedules",
+        *("pipeline.training.schedules", "pipeline.tokenizer"),
     },
     "data_prep": {
-        *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags"),
+        *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.tokenizer"),
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
     },
 }

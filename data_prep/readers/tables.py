@@ -66,9 +66,7 @@ def read_rows(
         for number in range(batch.num_rows):
             try:
                 values = {name: _value(column[number].as_py(), column.type) for name, column in columns}
-                values |= {
-                    name: without_nulls(_value(column[number].as_py(), column.type)) for name, column in present
-                }
+                values |= {name: without_nulls(_value(column[number].as_py(), column.type)) for name, column in present}
             except UnicodeDecodeError:
                 dropped["invalid_utf8"] += 1
             except RepeatedKey:

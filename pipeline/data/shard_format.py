@@ -173,10 +173,16 @@ def completion_mark(manifest: bytes) -> bytes:
 
 
 def tokenizer_fingerprint(tokenizer_json: Path) -> str:
-    """sha256 of a tokenizer.json in canonical form (key order and white space do not count)."""
+    """sha256 of a tokenizer.json in canonical form (key order and white space do not count).
+
+    A model's is `pipeline.tokenizer.fingerprint`: its tokenizer may be another one than the file describes.
+    """
     content = json.loads(tokenizer_json.read_bytes())
     for volatile in ("truncation", "padding"):  # set by whoever used the tokenizer last; they change no id
         content.pop(volatile, None)
+    model = content.get("model")
+    if isinstance(model, dict) and model.get("dropout"):  # nobody draws: `pipeline.tokenizer`
+        model["dropout"] = None
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-from transformers import AutoTokenizer
-
 from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, SuiteName
 from pipeline.data.loader import PackedDataset
@@ -19,6 +17,7 @@ from pipeline.evaluation.needles.suite import NeedlesSuite
 from pipeline.evaluation.probing.suite import ProbingSuite
 from pipeline.evaluation.suite import EvaluationInputs, Suite
 from pipeline.model.files import ModelFiles
+from pipeline.tokenizer import load_tokenizer
 
 SUITES: dict[SuiteName, Callable[[EvaluationInputs], Suite]] = {
     "heldout": HeldoutSuite,
@@ -44,13 +43,7 @@ def make_inputs(
     variants = tuple(v for v in config.variants if files.kind != "base" or v not in OF_MEMORIES)
     if not variants:
         raise UserError(f"--variants {config.variants}: --model {config.model} is a plain base, which has no memory")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--model {config.model}: {files.tokenizer} has no tokenizer that can be read: {reason}"
-        ) from error
+    tokenizer = load_tokenizer(files.tokenizer)
     haystack = read_haystack(config.haystack, tokenizer) if OF_HAYSTACK & set(config.suites) else []
     return EvaluationInputs(config, files, window, variants, tokenizer, haystack, dataset)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
-from transformers import AutoTokenizer
 
 from pipeline.config.inference import check_window_flags
 from pipeline.distributed.launch import find_rank
@@ -19,6 +18,7 @@ from pipeline.evaluation.lm_eval_model import Dtype, HippocampusLM
 from pipeline.evaluation.lm_eval_settings import check_file, check_numbers, read_samples
 from pipeline.evaluation.lm_eval_writing import check_answers, check_folder
 from pipeline.model.files import ModelFiles, resolve_model
+from pipeline.tokenizer import load_tokenizer
 
 _ARGUMENTS = [name for name in inspect.signature(HippocampusLM).parameters if name not in ("device", "batch_size")]
 _LEAST = {"prefill_chunk": 1, "max_length": 2, "num_sink_tokens": 0, "window_size": 1}
@@ -74,10 +74,7 @@ def check_model(config: EvaluatorConfig) -> ModelFiles:
     files = resolve_model(Path(str(given["pretrained"])), given.get("base"))
     files.choose_window(given.get("num_sink_tokens"), given.get("window_size"))
     name = str(given.get("tokenizer", files.tokenizer))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=bool(given.get("trust_remote_code")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model_args tokenizer={name}: cannot be loaded ({' '.join(str(error).split())})") from error
+    tokenizer = load_tokenizer(name, "--model_args tokenizer", trust_remote_code=bool(given.get("trust_remote_code")))
     if config.apply_chat_template and tokenizer.chat_template is None:
         raise UserError(f"--apply_chat_template: the tokenizer {name} has no chat template; leave it out")
     check_generation(config.gen_kwargs or {}, tokenizer)

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
-from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
@@ -22,6 +22,7 @@ from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
 from pipeline.model.augment import window_of
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model, set_window
+from pipeline.tokenizer import load_tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -89,7 +90,7 @@ class HippocampusLM(SharedLM):
                 set_window(pretrained, window)
             if tokenizer is None or isinstance(tokenizer, str):
                 name = tokenizer or files.tokenizer
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+                tokenizer = load_tokenizer(name, trust_remote_code=bool(trust_remote_code))
         super().__init__(
             pretrained, backend="causal", tokenizer=tokenizer, max_length=max_length, add_bos_token=add_bos_token
         )

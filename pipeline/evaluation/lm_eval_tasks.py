@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from pipeline.errors import UserError
 from pipeline.evaluation.infinitebench import lm_eval_variant
@@ -16,6 +16,7 @@ from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
 from pipeline.model.files import is_published_id, resolve_model
+from pipeline.tokenizer import load_tokenizer
 
 LVEVAL_TASKS = [f"{LVEVAL.name}_{spec.name}" for spec in LVEVAL.tasks]
 
@@ -117,7 +118,7 @@ class LocalTasks(Tasks):
 
     def _build_lveval(self, name: str) -> list[Task | Group]:
         files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
-        tokenizer = AutoTokenizer.from_pretrained(self._arguments["tokenizer"])
+        tokenizer = load_tokenizer(self._arguments["tokenizer"])
         whole = AutoConfig.from_pretrained(files.base or files.folder).max_position_embeddings
         group = lveval_group(
             self._root(name),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pipeline.config import PrepareConfig, SubmitConfig, require
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.data.storage import is_url
 from pipeline.launching.findings import Findings
 from pipeline.launching.stages import Stage
-from pipeline.model.files import HUB_ID, find_tokenizer_json
+from pipeline.model.files import HUB_ID
+from pipeline.tokenizer import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def check_tokenizer(data: DataFacts, data_name: str, model: str) -> None:
     Raises:
         UserError: names both, or the model has no tokenizer.
     """
-    found, expected = tokenizer_fingerprint(find_tokenizer_json(model)), data.tokenizer_sha256
+    found, expected = fingerprint_of(model), data.tokenizer_sha256
     require(
         expected in (None, found),
         f"--data {data_name} is of the tokenizer {(expected or '')[:12]}, --model {model} has {found[:12]}; prepare "

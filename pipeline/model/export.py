@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.model.adapter import read_adapter
 from pipeline.model.loading import load_adapter, load_config
 from pipeline.model.published import save_published
+from pipeline.tokenizer import load_tokenizer
 from pipeline.whole_output import whole_folder
 
 _TOKENIZER_FILES = (
@@ -80,8 +81,4 @@ def _load_tokenizer(base: str) -> PreTrainedTokenizerBase | None:
     # By name: of some families transformers makes an empty tokenizer out of no file.
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         return None
-    try:
-        return AutoTokenizer.from_pretrained(base)
-    except Exception as error:  # whatever a damaged file makes of it
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"--base {base}: its tokenizer cannot be read ({reason})") from error
+    return load_tokenizer(base, "--base")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.shard_format import DataError, tokenizer_fingerprint
+from pipeline.data.shard_format import DataError
 from pipeline.errors import escape_controls
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
@@ -38,6 +37,7 @@ from pipeline.teacher.signals import (
     signal_from_members,
     spec_to_json,
 )
+from pipeline.tokenizer import fingerprint, load_tokenizer
 
 ShowToken = Callable[[int], str]
 MAX_RANGES = 8
@@ -65,15 +65,12 @@ def load_token_texts(info_sha256: str, tokenizer: Path) -> ShowToken:
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     if not path.is_file():
         raise DataError(f"--tokenizer {tokenizer}: there is no {path}; name a folder with tokenizer.json")
-    try:
-        fingerprint = tokenizer_fingerprint(path)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"--tokenizer {tokenizer}: {path} is not a tokenizer ({error})") from error
-    if fingerprint != info_sha256:
-        raise DataError(f"--tokenizer {tokenizer} has fingerprint {fingerprint}, the cache's data was made with "
+    loaded = load_tokenizer(str(path.parent), "--tokenizer")
+    found = fingerprint(loaded, path)
+    if found != info_sha256:
+        raise DataError(f"--tokenizer {tokenizer} has fingerprint {found}, the cache's data was made with "
                         f"{info_sha256}; name that one's folder")  # fmt: skip
-    loaded = Tokenizer.from_file(str(path))
-    return lambda token: repr(loaded.decode([token], skip_special_tokens=False))
+    return lambda token: repr(loaded.backend_tokenizer.decode([token], skip_special_tokens=False))
 
 
 def locate_sample(cache: OpenedCache, number: int) -> tuple[CachedShard, int]:

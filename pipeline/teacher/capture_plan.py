@@ -10,7 +10,7 @@ from pipeline.config import TeacherCacheConfig, require
 from pipeline.config.teacher import DEFAULT_CHUNK_SIZE, DEFAULT_DTYPE, DEFAULT_K, DEFAULT_NUM_DRAWS, DEFAULT_SEED
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.file_reading import reading
-from pipeline.data.shard_format import PackedSample, ShardEntry, tokenizer_fingerprint
+from pipeline.data.shard_format import PackedSample, ShardEntry
 from pipeline.distributed.head_shares import HeadShares, share_heads
 from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json
@@ -19,6 +19,7 @@ from pipeline.teacher.cache_format import TEACHER_NAME, PositionPolicy, TeacherI
 from pipeline.teacher.cache_samples import MAX_UNPACKED_BYTES, member_bytes
 from pipeline.teacher.fingerprint import teacher_fingerprint
 from pipeline.teacher.signals import HiddenSpec, SampledSpec, SignalSpec, TopKSpec
+from pipeline.tokenizer import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
     Raises:
         UserError: one line that names the flag or file, what was found and what would work.
     """
-    tokenizer = find_tokenizer_json(config.model)
+    find_tokenizer_json(config.model)  # before what takes longer
     settings = read_base_config(config.model)
     share_teacher_heads(config)
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
-    expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
+    expected, found = dataset.manifest.tokenizer_sha256, fingerprint_of(config.model)
     require(
         expected == found,
         f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name} ({expected[:12]}), which is not "

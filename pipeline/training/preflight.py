@@ -6,11 +6,11 @@ from typing import Any
 
 from pipeline.config import TrainConfig, TrainRunConfig, require
 from pipeline.data.loader import PackedDataset, SampleStream, Shuffle
-from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.distributed.head_shares import HeadShares, share_heads
 from pipeline.metrics.wandb_run import check_wandb
 from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json
+from pipeline.tokenizer import fingerprint_of
 from pipeline.training.cached_teacher import CachedTeacher, open_cached_teacher
 from pipeline.training.deepspeed_config import load_deepspeed_config
 from pipeline.training.run_folder import check_run_folder
@@ -40,13 +40,13 @@ def preflight(config: TrainRunConfig) -> Plan:
     check_sequence_parallel_mode(config)
     check_wandb(config.train.wandb)
     deepspeed = load_deepspeed_config(config.ds_config, config.train, world_size, dp_size)
-    tokenizer = find_tokenizer_json(config.model)
+    find_tokenizer_json(config.model)  # before what takes longer
     heads = share_model_heads(config)
     dataset = PackedDataset(config.data, config.data_cache, config.data_cache_bytes)
     require(len(dataset) > 0, f"--data {config.data} holds no samples")
     stream = open_stream(dataset, config.train)
     check_cache(config, stream)
-    expected, found = dataset.manifest.tokenizer_sha256, tokenizer_fingerprint(tokenizer)
+    expected, found = dataset.manifest.tokenizer_sha256, fingerprint_of(config.model)
     require(
         expected == found,
         f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name} ({expected[:12]}), which is not "

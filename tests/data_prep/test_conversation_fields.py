@@ -17,6 +17,7 @@ from data_prep.readers import Conversation, InvalidDocument
 from data_prep.readers.messages import build_conversation
 from data_prep.sources import Conversations
 from data_prep.summary import describe
+from data_prep.tokenization import resolve_tokenizer
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError, Manifest
 
@@ -72,7 +73,7 @@ def with_template(tiny_tokenizer: Path, tmp_path: Path) -> Callable[[str], Path]
 
 
 def _encoder(folder: Path) -> ConversationEncoder:
-    return ConversationEncoder(folder / "tokenizer.json")
+    return ConversationEncoder(resolve_tokenizer(str(folder), append_eos=False))
 
 
 def _conversation(**row: object) -> Conversation:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from data_prep.conversations import ConversationEncoder
 from data_prep.readers import Conversation, InvalidDocument
+from data_prep.tokenization import resolve_tokenizer
 from pipeline.data.shard_format import DataError
 
 END = "<|im_end|>"
@@ -43,7 +44,7 @@ CHATML = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' 
 
 
 def _encoder(folder: Path) -> ConversationEncoder:
-    return ConversationEncoder(folder / "tokenizer.json")
+    return ConversationEncoder(resolve_tokenizer(str(folder), append_eos=False))
 
 
 @pytest.fixture(scope="module", params=["smollm2", "qwen_tokenizer"])

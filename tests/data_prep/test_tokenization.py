@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, processors
 from data_prep.tokenization import DocumentTokenizer, resolve_tokenizer
 from data_prep.tokenizer_check import choose_backend
 from pipeline.data.shard_format import DataError
+from pipeline.errors import UserError
 
 TEXTS = [
     "def f(x):\n\treturn x  # <|end|> <|im_end|> <|endoftext|>",
@@ -80,7 +81,7 @@ def test_eos_is_not_doubled_where_the_tokenizer_adds_it_itself(
 @pytest.mark.parametrize(
     ("files", "eos"),
     [
-        ({"tokenizer_config.json": {"eos_token": {"content": "<|end|>"}}}, 1),
+        ({"tokenizer_config.json": {"eos_token": {"__type": "AddedToken", "content": "<|end|>"}}}, 1),
         ({"generation_config.json": {"eos_token_id": 0}}, 0),
         ({"generation_config.json": {"eos_token_id": [1, 0]}}, 1),
         ({"tokenizer_config.json": {"eos_token": "<|end|>"}, "generation_config.json": {"eos_token_id": 0}}, 1),
@@ -109,13 +110,13 @@ def _broken(folder: Path, tiny: Path, kind: str) -> str:
     [
         ("no tokenizer", "holds no tokenizer.json"),
         ("not json", "is not a JSON object"),
-        ("not a tokenizer", "is not a tokenizer"),
+        ("not a tokenizer", "has no tokenizer that can be read"),
         ("no eos", "--append_eos: no usable eos_token .* pass --append_eos false"),
         ("unknown eos", "--append_eos: .*found </s>"),
     ],
 )
 def test_unusable_tokenizer_is_one_line(tiny_tokenizer: Path, tmp_path: Path, kind: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         resolve_tokenizer(_broken(tmp_path, tiny_tokenizer, kind), append_eos=True)
     assert "\n" not in str(caught.value)
 

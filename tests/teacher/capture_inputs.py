@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.tokenizer import fingerprint_of
 from tests.data_prep.hand_packed import pack, whole, write_folder
 
 
@@ -49,7 +49,7 @@ def make_data(folder: Path, model: Path, repeats: int = 1) -> Path:
 
     text = [sample(f"t{n}", lengths) for n, lengths in enumerate([[48], [20, 27], [1, 1], [9, 30, 8], [47]] * repeats)]
     chat = [sample(f"c{n}", [24, 20], share) for n, share in enumerate([0.6, 0.0, 0.3])]
-    sha256 = tokenizer_fingerprint(model / "tokenizer.json")
+    sha256 = fingerprint_of(str(model))
     units = [(0, "text", text), (3, "chat", chat)]
     write_folder(folder, units, seq_len=48, tokenizer_sha256=sha256, shard_bytes=12_000)
     return folder

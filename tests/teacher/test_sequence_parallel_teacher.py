@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.teacher.cache import TeacherCache
 from pipeline.teacher.verify import verify_cache
+from pipeline.tokenizer import fingerprint_of
 from tests.data_prep.hand_packed import pack, whole, write_folder
 from tests.distributed.processes import REPOSITORY, Finished, run_ranks
 from tests.launchers.conftest import launch
@@ -22,7 +22,7 @@ SIGNAL = ["--signal", "hidden", "--dtype", "float32", "--base_dtype", "float32"]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four query heads and two key-value heads, which four ranks share in pairs; one sample has fewer tokens."""
     root, rng = tmp_path_factory.mktemp("sequence_parallel"), np.random.default_rng(0)
-    sha256 = tokenizer_fingerprint(make_teacher(root / "teacher") / "tokenizer.json")
+    sha256 = fingerprint_of(str(make_teacher(root / "teacher")))
     samples = [
         pack([whole(f"{n}-{d}", length) for d, length in enumerate(lengths)], ids.astype(np.uint32))
         for n, lengths in enumerate([[48], [20, 27], [3], [9, 30, 8], [1, 1], [47], [17, 31]])

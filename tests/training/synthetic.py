@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data_prep.packing import Pack
 from data_prep.shard_writer import ShardWriter
-from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.tokenizer import fingerprint_of
 from tests.data.folders import finish_folder
 
 VOCABULARY = 97
@@ -67,6 +67,6 @@ def make_data(
     return finish_folder(
         folder,
         writer.entries,
-        tokenizer_sha256=tokenizer_fingerprint(model / "tokenizer.json"),
+        tokenizer_sha256=fingerprint_of(str(model)),
         seq_len=seq_len,
     )

@@ -87,9 +87,10 @@ def read_ruler_questions_from(data_root: Path) -> None:
 def trust_no_tokenizer_code() -> None:
     """Has RULER load the tokenizer without running code that came with it, which lm-eval would, unasked."""
     from lm_eval.tasks.ruler import common_utils
-    from transformers import AutoTokenizer
+
+    from pipeline.tokenizer import load_tokenizer
 
     def load(name: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return load_tokenizer(name, "--model_args tokenizer")
 
     common_utils.AutoTokenizer = SimpleNamespace(from_pretrained=load)

@@ -1,0 +1,143 @@
+"""The one tokenizer of a model, for its data, its prompts and its evaluation: what AutoTokenizer makes of the files.
+
+AutoTokenizer is what users' own programs load, and it may build another pipeline than tokenizer.json describes: the
+class that tokenizer_config.json or the model's type names decides (Llama-2's takes the vocabulary alone from the file),
+added_tokens_decoder adds tokens. So nobody reads tokenizer.json by himself.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.shard_format import tokenizer_fingerprint
+from pipeline.errors import UserError
+from pipeline.model.files import find_tokenizer_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILE, CONFIG_FILE, MODEL_FILE = "tokenizer.json", "tokenizer_config.json", "config.json"
+
+
+def load_tokenizer(
+    name_or_path: str, flag: str = "--model", *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """AutoTokenizer's, of a folder or hub id; it never draws (BPE dropout is off) and runs no code that came with it.
+
+    A folder that names neither a tokenizer class nor a model has its tokenizer.json as it stands.
+
+    Args:
+        flag: what named it, for messages.
+
+    Raises:
+        UserError: it cannot be loaded, or is not of the `tokenizers` library.
+    """
+    # Takes seconds, most of them for torch.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind = AutoTokenizer if _names_a_class(Path(name_or_path)) else PreTrainedTokenizerFast
+    try:
+        tokenizer = kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises nothing more special, transformers nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{flag} {name_or_path}: it has no tokenizer that can be read: {reason}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"{flag} {name_or_path}: {type(tokenizer).__name__} is not of the tokenizers library, on which data "
+            f"preparation and evaluation rest; use a model that has a tokenizer.json"
+        )
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+    return tokenizer
+
+
+def _names_a_class(folder: Path) -> bool:
+    """Whether AutoTokenizer finds out what to make of it: a hub id, or a folder that says so."""
+    if not folder.is_dir() or (folder / MODEL_FILE).is_file():
+        return True
+    try:
+        return "tokenizer_class" in json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, TypeError):  # whoever needs the file says so
+        return False
+
+
+def read_pipeline(tokenizer: "PreTrainedTokenizerBase", tokenizer_json: Path) -> dict[str, Any]:
+    """The tokenizer as a parsed tokenizer.json, which gives its very ids; nothing is truncated or padded.
+
+    A padding that somebody left in the file has made a token of its pad token: that one is left out.
+    """
+    content, file = json.loads(tokenizer.backend_tokenizer.to_str()), json.loads(tokenizer_json.read_bytes())
+    if file.get("padding"):
+        known = {*_vocabulary(file), *(token["content"] for token in file["added_tokens"])}
+        new = {file["padding"]["pad_token"]} - known
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in new]
+    return content | {"truncation": None, "padding": None}
+
+
+def _vocabulary(content: dict[str, Any]) -> set[str]:
+    """Of a Unigram model, which lists [token, score] each, too."""
+    return {token if isinstance(token, str) else token[0] for token in content["model"]["vocab"]}
+
+
+def gives_ids_of(pipeline: dict[str, Any], tokenizer_json: Path) -> bool:
+    """Whether the file describes that very pipeline, but for what changes no id (its decoder, say)."""
+    content = json.loads(tokenizer_json.read_bytes())
+    expected = _what_decides_ids(pipeline)
+    if _what_decides_ids(content) == expected:
+        return True
+    from tokenizers import Tokenizer
+
+    # Older files leave out what newer ones spell out.
+    return _what_decides_ids(json.loads(Tokenizer.from_str(json.dumps(content)).to_str())) == expected
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase", tokenizer_json: Path) -> str:
+    """sha256 (hex) of all that decides ids: the file's where the file does, else that of the pipeline."""
+    pipeline = read_pipeline(tokenizer, tokenizer_json)
+    if gives_ids_of(pipeline, tokenizer_json):
+        return tokenizer_fingerprint(tokenizer_json)
+    canonical = json.dumps(_what_decides_ids(pipeline), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def fingerprint_of(model: str) -> str:
+    """The same, of the model in a folder or under a hub id.
+
+    Raises:
+        UserError: there is none, or it has no tokenizer.
+    """
+    tokenizer_json = find_tokenizer_json(model)
+    return fingerprint(load_tokenizer(model), tokenizer_json)
+
+
+def _what_decides_ids(content: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a tokenizer.json that decide the ids, in one spelling each."""
+    model = dict(content["model"])
+    model["dropout"] = None
+    if model.get("type") == "BPE":
+        merges = model["merges"]
+        model["merges"] = [list(merge) if not isinstance(merge, str) else merge.split(" ") for merge in merges]
+        model.setdefault("ignore_merges", False)
+    for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model[affix] = model.get(affix) or None
+    processors = _parts(content.get("post_processor"), "processors")
+    return {
+        "added_tokens": sorted(content.get("added_tokens") or [], key=lambda token: token["id"]),
+        "normalizer": _parts(content.get("normalizer"), "normalizers"),
+        # A ByteLevel has a flag for offsets, and as a post-processor nothing else.
+        "pre_tokenizer": [
+            {name: value for name, value in part.items() if name != "trim_offsets"}
+            for part in _parts(content.get("pre_tokenizer"), "pretokenizers")
+        ],
+        "post_processor": [part for part in processors if part["type"] != "ByteLevel"],
+        "model": model,
+    }
+
+
+def _parts(section: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a section that is absent, one step or a sequence of them."""
+    if section is None:
+        return []
+    return [part for step in section[name] for part in _parts(step, name)] if name in section else [section]
