@@ -144,9 +144,9 @@ def test_dropout_draws_nothing(make: Callable[[str], Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("kind", "num_workers"), [("llama-2", 2), ("mistral-7b", 1)])
 def test_a_folder_of_such_data_is_what_transformers_gives(
-    make: Callable[[str], Path], tmp_path: Path, kind: str
+    make: Callable[[str], Path], tmp_path: Path, kind: str, num_workers: int
 ) -> None:
-    """Texts and conversations, also by other processes; the model whose files these are takes the folder for its own."""
+    """Texts and chats, also by other processes; the model whose files these are takes the folder for its own."""
     folder = make(kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": MESSAGES}))
