@@ -116,7 +116,7 @@ def test_other_tokenizer_is_refused_with_both_fingerprints(
     for path in (tmp_path, tiny_tokenizer):
         assert tokenizer_fingerprint(path / "tokenizer.json") in message
     (tmp_path / "tokenizer.json").write_text("[")
-    assert "it has no tokenizer that can be read" in _refusal(capsys, folder, "--tokenizer", tmp_path)
+    assert "is not a tokenizer" in _refusal(capsys, folder, "--tokenizer", tmp_path)
     assert "there is no" in _refusal(capsys, folder, "--tokenizer", tmp_path / "nowhere")
 
 
