@@ -47,5 +47,5 @@ demo: setup ## distil a memory into a real 135M model and measure it; at most 15
 paper: setup ## list the paper's tables and figures: commands that redraw each, and results here
 	$(BIN)/python launchers/paper.py
 
-clean: ## remove .venv, caches and runs
-	rm -rf .venv .cache runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove .venv and caches; what runs/ holds stays
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -106,7 +106,8 @@ def main() -> None:
     import torch
     from transformers import TextStreamer
 
-    from pipeline.evaluation.placement import choose_device, choose_dtype
+    from pipeline.distributed.device import choose_device
+    from pipeline.evaluation.placement import choose_dtype
     from pipeline.model.cache_file import load_cache, save_cache
     from pipeline.model.generation import absorb, decide_generation
     from pipeline.model.loading import load_model, set_window

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.distributed.clock import PhaseClock
+from pipeline.distributed.device import choose_device, tell_deepspeed
 from pipeline.distributed.interface import choose_gloo_interface
 from pipeline.distributed.launch import adopt_launcher
 from pipeline.distributed.ulysses import SequenceGroup
@@ -59,10 +60,10 @@ def init_distributed(sequence_parallel_size: int = 1, timeout_s: float = 1800) -
         UserError: there are several ranks, and nothing says where they meet.
     """
     place, timeout = adopt_launcher(), timedelta(seconds=timeout_s)
-    on_cuda = torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(place.local_rank)
-    else:
+    device = choose_device(place.local_rank)
+    tell_deepspeed(device)
+    on_cuda = device.type == "cuda"
+    if not on_cuda:
         skip_shm_op()
         choose_gloo_interface()
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -70,7 +71,6 @@ def init_distributed(sequence_parallel_size: int = 1, timeout_s: float = 1800) -
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     backend = "nccl" if on_cuda else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
     clock = PhaseClock(device)
     sequence = _join_sequence_group(sequence_parallel_size, timeout, clock)
     return Ranks(dist.get_rank(), dist.get_world_size(), device, sequence, clock)

@@ -13,13 +13,13 @@ from pipeline.errors import run_cli
 
 def main() -> None:
     config = parse_cli(DoctorConfig, prog="python -m pipeline.doctor")
-    import torch
     from jinja2 import Environment, FileSystemLoader
 
+    from pipeline.distributed.device import choose_device
     from pipeline.doctor.environment import collect_machine, collect_variables, collect_versions
     from pipeline.doctor.training import run_all
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     versions, machine, variables = collect_versions(), collect_machine(), collect_variables()
     for facts in (machine, versions, variables):
         print("\n".join(f"{name:<24}{value}" for name, value in facts.items()) + "\n")

@@ -59,7 +59,11 @@ def run_checks(device: torch.device) -> Iterator[Check]:
         name = f"sinks + window: {kind} against the dense mask, {_short(dtype)}"
         yield _compare(name, *_attention(device), dtype)
     if importlib.util.find_spec("flash_attn") is None or device.type != "cuda":
-        yield Check("flash-attn", "left out", "needs CUDA and requirements-gpu.txt; torch's SDPA serves full attention")
+        yield Check(
+            "flash-attn",
+            "left out",
+            "needs CUDA and requirements-gpu.txt; nothing else uses it (full attention is SDPA's)",
+        )
     else:
         yield _compare("flash-attn against SDPA, bfloat16", *_flash_attention(device), torch.bfloat16)
     yield _compare("chunked KL against whole logits", *_loss(device))

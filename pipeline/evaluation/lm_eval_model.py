@@ -13,11 +13,12 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.distributed.device import choose_device
 from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
 from pipeline.evaluation.continuations import score_continuation
 from pipeline.evaluation.lm_eval_shares import SharedLM
-from pipeline.evaluation.placement import choose_device, choose_dtype
+from pipeline.evaluation.placement import choose_dtype
 from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
 from pipeline.model.augment import window_of
 from pipeline.model.files import resolve_model

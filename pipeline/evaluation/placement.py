@@ -1,15 +1,10 @@
-"""Device and dtype of a model that only infers."""
+"""Name of the device and dtype of a model that only infers."""
 
 import os
 import platform
 from typing import Literal
 
 import torch
-
-
-def choose_device(local_rank: int = 0) -> torch.device:
-    """The process's own GPU, or the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def name_device() -> str:

@@ -10,12 +10,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.config import MemoryConfig, Variant
+from pipeline.distributed.device import choose_device
 from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.claims import claimed
 from pipeline.evaluation.facts import describe, weights_fingerprint
 from pipeline.evaluation.out_of_memory import within_memory
-from pipeline.evaluation.placement import choose_device, choose_dtype
+from pipeline.evaluation.placement import choose_dtype
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report

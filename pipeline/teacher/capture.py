@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from pipeline.data.shard_format import DataError, PackedSample, ShardEntry
+from pipeline.distributed.device import choose_device
 from pipeline.errors import UserError
 from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, reopen_cache
@@ -34,15 +35,6 @@ class Outcome:
     num_bytes: int = 0
     num_left: int = 0
     started_at: float = field(default_factory=time.perf_counter)
-
-
-def choose_device(local_rank: int) -> torch.device:
-    """The process's own GPU, or the CPU. A launcher may let each process see all GPUs of the node, or only its own."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def run_capture(plan: CapturePlan, rank: int, num_ranks: int, local_rank: int) -> Outcome:
