@@ -22,6 +22,7 @@ from pipeline.data.shard_format import (
     completion_mark,
 )
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
+from pipeline.folder_claim import OWNER_NAME
 
 PLAN_NAME = "plan.json"
 
@@ -92,6 +93,8 @@ def remove_scratch(folder: Path) -> None:
     """Removes the receipts and other files that only an unfinished run needs."""
     if (folder / UNITS_FOLDER).is_dir():
         shutil.rmtree(folder / UNITS_FOLDER)
+    if (folder / OWNER_NAME).is_file():
+        (folder / OWNER_NAME).unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -51,9 +52,10 @@ from data_prep.summary import describe_counts
 from data_prep.tokenization import resolve_tokenizer
 from data_prep.tokenizer_check import BackendChoice, choose_backend
 from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, hash_unit, process_leftovers, process_unit
-from data_prep.workers import OrderedMap, locked
+from data_prep.workers import OrderedMap
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 from pipeline.errors import escape_controls
+from pipeline.folder_claim import OWNER_NAME, claimed_folder
 
 RECORDED_VERSIONS = ("transformers", "tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
 AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
@@ -94,8 +96,8 @@ def prepare(sources: Sequence[Source], output: Path, spec: PrepareSpec, run: Ord
     check_apart(files, output)
     try:
         _check_output(output)
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+        is_finished = (output / MANIFEST_DIGEST_NAME).is_file()  # and may be on a read-only file system
+        with nullcontext() if is_finished else claimed_folder(output):
             return _prepare_locked(files, output, spec, documents, run)
     except OSError as error:
         raise DataError(f"--output {output} cannot be written ({error}); make room and run again to go on") from error
@@ -106,7 +108,7 @@ def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f"--output {output} is a file; name a folder")
     if output.is_dir() and load_plan(output) is None:
-        foreign = sorted(path.name for path in output.iterdir() if path.name != UNITS_FOLDER)
+        foreign = sorted(path.name for path in output.iterdir() if path.name not in (UNITS_FOLDER, OWNER_NAME))
         if foreign:
             raise DataError(f"--output {output} holds other files ({foreign[0]}); name a new or empty folder")
 

@@ -23,6 +23,7 @@ from pipeline.data.shard_format import (
     load_index,
 )
 from pipeline.data.shard_io import END_OF_TAR
+from pipeline.folder_claim import OWNER_NAME
 
 UNIT_OF_NAME = re.compile(r"shard-(\d{1,18})-")
 SAMPLE_TOTALS = ("samples", "tokens")
@@ -52,7 +53,7 @@ def check_file_list(folder: Path, manifest: Manifest) -> None:
     present = {path.name for path in folder.iterdir()}
     for name in sorted(listed - present):
         raise DataError(f"{folder / name} is missing")
-    for name in sorted(present - listed):
+    for name in sorted(present - listed - {OWNER_NAME}):
         raise DataError(f"{folder / name} is not listed in {MANIFEST_NAME}")
     for entry in manifest.shards:
         for name, size in ((entry.tar_name, entry.size), (entry.index_name, entry.index_size)):

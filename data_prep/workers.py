@@ -1,16 +1,12 @@
-"""Runs work units in processes of one machine or on MPI ranks of many, and keeps two runs out of one folder."""
+"""Runs work units in processes of one machine or on MPI ranks of many."""
 
-import errno
-import fcntl
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -19,7 +15,6 @@ from pipeline.errors import EXIT_INTERRUPTED
 
 OrderedMap = Callable[..., Iterator[Any]]
 Result = TypeVar("Result")
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def run_with_processes(main: Callable[[OrderedMap], Result], num_workers: int) -> Result:
@@ -76,25 +71,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against a second run; the system lets go when the process ends, however it ends.
-
-    Raises:
-        DataError: another run holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"--output {folder} is being written by another run; wait for its end") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"warning: the file system of {folder} has no locks; start one run at a time there", file=sys.stderr)
-        yield
-    finally:
-        os.close(descriptor)

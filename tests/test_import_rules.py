@@ -17,6 +17,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     "pipeline.flags": set(),
     "pipeline.whole_output": set(),
+    "pipeline.folder_claim": set(),
     **{m: {"jsonargparse", "yaml"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.exit_codes": set(),
     "pipeline.data.sealed_json": set(),
@@ -36,6 +37,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.errors": set(),
     "pipeline.flags": {"pipeline.errors"},
     "pipeline.whole_output": {"pipeline.errors"},
+    "pipeline.folder_claim": {"pipeline.errors"},
     "pipeline.config": {"pipeline.errors", "pipeline.flags"},
     "pipeline.ahn": {"pipeline.errors"},
     "pipeline.distributed": {"pipeline.errors", "pipeline.flags"},
@@ -56,7 +58,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     **dict.fromkeys(
         TEACHER_CACHE,
         TEACHER_CACHE
-        | {"pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.data"}
+        | {"pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.folder_claim", "pipeline.data"}
         | {"pipeline.losses.positions", "pipeline.teacher.signals", "pipeline.tokenizer"},
     ),
     "pipeline.launching": {
@@ -67,7 +69,7 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.training.schedules", "pipeline.tokenizer"),
     },
     "data_prep": {
-        *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.tokenizer"),
+        *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.folder_claim", "pipeline.tokenizer"),
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
     },
 }

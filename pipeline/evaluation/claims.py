@@ -1,14 +1,14 @@
-"""Locks that keep evaluations in one folder apart; the kernel takes them from a process that ends, however it ends."""
+"""Claims and locks that keep evaluations in one folder apart."""
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.evaluation.writing import writes_to
+from pipeline.folder_claim import Lock, claimed_folder, take_lock
 
 
 def make_folder(output: Path) -> Path:
@@ -34,14 +34,19 @@ def claimed(output: Path, rank: int) -> Iterator[None]:
     Raises:
         UserError: rank 0 of another evaluation is running, or `output` cannot be written.
     """
-    with _opened(output, make_folder(output) / f"rank-{rank}.lock") as descriptor:
-        if not _lock(descriptor, wait=False):
-            if rank == 0:
-                raise UserError(
-                    f"--output {output}: another evaluation is running there; wait for it, or choose another folder"
+    with ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(claimed_folder(output))
+            make_folder(output)
+        else:
+            descriptor = stack.enter_context(_opened(output, make_folder(output) / f"rank-{rank}.lock"))
+            if take_lock(descriptor) is Lock.TAKEN:
+                print(
+                    f"rank {rank} waits for another process that is rank {rank} in {output}",
+                    file=sys.stderr,
+                    flush=True,
                 )
-            print(f"rank {rank} waits for another process that is rank {rank} in {output}", file=sys.stderr, flush=True)
-            _lock(descriptor, wait=True)
+                take_lock(descriptor, wait=True)
         yield
 
 
@@ -53,7 +58,7 @@ def settling(output: Path) -> Iterator[None]:
         UserError: `output` cannot be written.
     """
     with _opened(output, output / ".lock") as descriptor:
-        _lock(descriptor, wait=True)
+        take_lock(descriptor, wait=True)
         yield
 
 
@@ -66,16 +71,3 @@ def _opened(output: Path, path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Takes the file's lock; False (only without `wait`): another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some shared file systems have no locks. There two evaluations of other settings that start at the same instant
-        # are not told apart; each file is still written whole.
-        return True
-    return True

@@ -6,32 +6,19 @@ file system has no locks, rank r of n takes the shards whose number in the data 
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 
 from pipeline.data.shard_format import Manifest, ShardEntry
+from pipeline.folder_claim import Lock, take_lock
 from pipeline.teacher.cache_format import WORK_FOLDER
 from pipeline.teacher.cache_listing import LISTING_DIGEST_NAME, is_complete
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-
-
-class Claim(Enum):
-    """What came of asking for a lock."""
-
-    OURS = "ours"
-    TAKEN = "taken"
-    """Another process, or thread, has it."""
-    UNSUPPORTED = "unsupported"
-    """The file system has no locks."""
-
 
 @contextlib.contextmanager
-def claim(folder: Path, shard: str, wait: bool = False) -> Iterator[Claim]:
+def claim(folder: Path, shard: str, wait: bool = False) -> Iterator[Lock]:
     """Holds the claim on the shard of that name while the context lasts, if it is OURS.
 
     Args:
@@ -41,11 +28,11 @@ def claim(folder: Path, shard: str, wait: bool = False) -> Iterator[Claim]:
     """
     descriptor = _open(folder / WORK_FOLDER / f"{shard}.lock")
     try:
-        state = _lock(descriptor, wait)
+        state = take_lock(descriptor, wait)
         try:
             yield state
         finally:
-            if state is Claim.OURS:
+            if state is Lock.OURS:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may have a copy of the descriptor
     finally:
         os.close(descriptor)
@@ -58,18 +45,6 @@ def _open(path: Path) -> int:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # who finished the cache removed the folder in between
             continue
-
-
-def _lock(descriptor: int, wait: bool) -> Claim:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return Claim.TAKEN
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return Claim.UNSUPPORTED
-        raise
-    return Claim.OURS
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[ShardEntry]:
@@ -95,7 +70,7 @@ def claimed_shards(folder: Path, manifest: Manifest, rank: int = 0, num_ranks: i
         if is_complete(folder, entry.name) or (folder / LISTING_DIGEST_NAME).is_file():
             continue
         with claim(folder, entry.name) as state:
-            ours = state is Claim.OURS or (state is Claim.UNSUPPORTED and number % num_ranks == rank)
+            ours = state is Lock.OURS or (state is Lock.UNSUPPORTED and number % num_ranks == rank)
             # Looked at again: who had the lock before may have finished the shard.
             if ours and not is_complete(folder, entry.name):
                 yield entry

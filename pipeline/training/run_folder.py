@@ -1,6 +1,7 @@
 """The run folder: what lies where, whose run it is, and where a resume starts. No torch.
 
-run.json        settings and fingerprints that make it this run; written first
+.owner.json     the process that writes here now (pipeline/folder_claim.py)
+run.json        settings and fingerprints that make it this run; written once its base is loaded
 config.yaml     the resolved configuration of the last start
 metrics.jsonl   one line a step
 checkpoints/    step-0000100/{state.json, tensors.safetensors}, `latest` (a name, written last)
@@ -141,8 +142,12 @@ def check_base_fingerprint(config: TrainRunConfig, base_fingerprint: str) -> Non
     )
 
 
-def claim_run_folder(config: TrainRunConfig, data_fingerprint: str, base_fingerprint: str) -> None:
-    """Marks --output as this run's and writes the resolved configuration; on one rank only."""
+def describe_run(config: TrainRunConfig, data_fingerprint: str, base_fingerprint: str) -> None:
+    """Marks --output as this run's and writes the resolved configuration; on one rank only.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     folder = RunFolder(config.output)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     identity = {

@@ -1,6 +1,8 @@
 """From a checked plan to an engine that stands where the run's newest checkpoint stands."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import TrainRunConfig
 from pipeline.distributed.groups import Ranks, gather_objects, raise_together
 from pipeline.errors import UserError
+from pipeline.folder_claim import FolderClaim, claimed_folder
 from pipeline.model.adapter import base_fingerprint
 from pipeline.model.loading import load_base, load_config
 from pipeline.model.partitioning import partition_frozen
@@ -22,11 +25,37 @@ from pipeline.training.checkpoint import find_checkpoint, load_state, load_tenso
 from pipeline.training.distillation import Distillation
 from pipeline.training.engine import build_engine, restore_moments
 from pipeline.training.preflight import Plan
-from pipeline.training.run_folder import RunFolder, TrainState, check_base_fingerprint, claim_run_folder
+from pipeline.training.run_folder import (
+    RunFolder,
+    TrainState,
+    check_base_fingerprint,
+    check_run_folder,
+    describe_run,
+)
+from pipeline.training.saver import cannot_write
 
 
-def claim_output(plan: Plan, ranks: Ranks) -> str:
-    """Marks --output as this run's; returns the base's fingerprint. Collective.
+@contextlib.contextmanager
+def claimed_output(plan: Plan, ranks: Ranks) -> Iterator[FolderClaim | None]:
+    """While the block runs, no other run writes to --output. The main rank has the claim for all. Collective.
+
+    Raises:
+        UserError: another run is writing there, or it holds another run.
+    """
+    with contextlib.ExitStack() as stack:
+        error, claim = None, None
+        if ranks.is_main:
+            try:
+                claim = stack.enter_context(claimed_folder(plan.config.output))
+                check_run_folder(plan.config, plan.stream.dataset.fingerprint)  # another may have begun and ended since
+            except UserError as found:
+                error = found
+        raise_together(error, ranks)
+        yield claim
+
+
+def check_base(plan: Plan, ranks: Ranks) -> str:
+    """The base's fingerprint. Collective.
 
     Raises:
         UserError: the base is not the one that the run was started with, or not the teacher of the cache.
@@ -47,10 +76,22 @@ def claim_output(plan: Plan, ranks: Ranks) -> str:
         except UserError as found:
             error = found
         raise_together(error, ranks)
-    if ranks.is_main:
-        claim_run_folder(plan.config, plan.stream.dataset.fingerprint, fingerprint)
-    torch.distributed.barrier()
     return fingerprint
+
+
+def begin_run(plan: Plan, base_fingerprint: str, ranks: Ranks) -> None:
+    """Marks --output as this run's, on the main rank, once nothing of it can be refused any more. Collective.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    error = None
+    if ranks.is_main:
+        try:
+            describe_run(plan.config, plan.stream.dataset.fingerprint, base_fingerprint)
+        except OSError as found:
+            error = cannot_write(f"--output {plan.config.output}", found)
+    raise_together(error, ranks)
 
 
 def find_start(plan: Plan, ranks: Ranks) -> Path | None:

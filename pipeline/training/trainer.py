@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pipeline.data.shard_format import DataError
 from pipeline.distributed.groups import Ranks, init_distributed, leave_distributed, raise_together
 from pipeline.errors import UserError
+from pipeline.folder_claim import FolderClaim
 from pipeline.metrics.logger import MetricsLogger
 from pipeline.metrics.throughput import peak_memory_gib
 from pipeline.model.adapter import save_adapter
@@ -27,7 +28,7 @@ from pipeline.training.profiling import StepProfiler
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.saver import Saver, cannot_write
 from pipeline.training.schedules import learning_rate
-from pipeline.training.setup import build_training, claim_output, find_start
+from pipeline.training.setup import begin_run, build_training, check_base, claimed_output, find_start
 from pipeline.training.step import NonFiniteError, StepTotals, exchange_totals, run_step
 from pipeline.training.stop_flag import EXIT_STOPPED, StopFlag
 from pipeline.training.watchdog import StepWatchdog
@@ -42,9 +43,10 @@ def run_training(plan: Plan, stop: StopFlag) -> None:
     """
     config = plan.config
     ranks = init_distributed(config.sequence_parallel_size, max(1800, config.train.step_timeout_s + 60))
-    trainer = Trainer(plan, stop, ranks)
-    trainer.run()
-    leave_distributed()
+    with claimed_output(plan, ranks) as claim:
+        trainer = Trainer(plan, stop, ranks, claim)
+        trainer.run()
+        leave_distributed()
     if trainer.state.step < config.train.max_steps:
         sys.exit(EXIT_STOPPED)
 
@@ -56,14 +58,17 @@ class Trainer:
         plan: the checked configuration.
         stop: becomes true when the run should save and leave.
         ranks: who this process is.
+        claim: of the output, on the main rank.
     """
 
-    def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks) -> None:
+    def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks, claim: FolderClaim | None) -> None:
         self.config, self.train, self.stop, self.ranks = plan.config, plan.config.train, stop, ranks
         self.folder = RunFolder(self.config.output)
-        self.base_fingerprint = claim_output(plan, ranks)
+        self.claim = claim
+        self.base_fingerprint = check_base(plan, ranks)
         checkpoint = find_start(plan, ranks)
         self.engine, self.state = build_training(plan, ranks, checkpoint)
+        begin_run(plan, self.base_fingerprint, ranks)
         self.saved_step = None if checkpoint is None else self.state.step
         self.saver = Saver(self.train.async_save)
         self.failure: UserError | None = None  # of this rank alone; the next exchange ends all with it

@@ -13,9 +13,10 @@ import webdataset
 from tokenizers import Tokenizer
 
 from data_prep.verify import verify_folder
-from data_prep.workers import locked
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import DataError, Manifest
+from pipeline.errors import UserError
+from pipeline.folder_claim import claimed_folder
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "prepare.py"
 Prepare = Callable[..., Manifest]
@@ -182,9 +183,8 @@ def test_folder_with_other_files_and_a_file_are_refused(corpus: Path, tmp_path: 
 
 def test_second_run_on_the_same_folder_is_refused(corpus: Path, tmp_path: Path, run_prepare: Prepare) -> None:
     output = tmp_path / "out"
-    output.mkdir()
-    with locked(output):
-        with pytest.raises(DataError, match="is being written by another run"):
+    with claimed_folder(output):
+        with pytest.raises(UserError, match="another run is writing there"):
             run_prepare([corpus], output)
     run_prepare([corpus], output)
 
@@ -228,7 +228,7 @@ def test_nothing_usable_is_an_error_and_no_finished_folder(tmp_path: Path, run_p
     (tmp_path / "a.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"not one usable document in 1 files .*1 invalid_utf8"):
         run_prepare([tmp_path / "a.txt"], tmp_path / "out")
-    with pytest.raises(DataError, match="is not finished"):
+    with pytest.raises(DataError, match="does not exist"):
         PackedDataset(tmp_path / "out")
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.claims import claimed
 from pipeline.evaluation.records import EvaluationFolder
 
-OCCUPIED = r"^--output .*: another evaluation is running there; wait for it, or choose another folder$"
+OCCUPIED = r"^--output .*: another run is writing there \(process \d+ on .*\); wait for its end, or choose"
 
 
 def measure(path, rank, window_size, *suites) -> EvaluationFolder:

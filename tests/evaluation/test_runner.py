@@ -134,7 +134,7 @@ def test_memory_that_does_not_suffice_is_a_line_that_says_what_takes_less(base, 
     assert str(caught.value).startswith("--suites greedy: large: ") and "\n" not in str(caught.value)
     (line,) = (tmp_path / "out/records/rank-0.jsonl").read_text().splitlines()
     assert json.loads(line)["record"] == {"size": 1}
-    with claimed(tmp_path / "out", 0), pytest.raises(UserError, match="another evaluation is running there"):
+    with claimed(tmp_path / "out", 0), pytest.raises(UserError, match="another run is writing there"):
         evaluate(inputs, [Greedy()], LaunchedRank(0, 1, 0))
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.dataset import PackedDataset
+from pipeline.folder_claim import Lock
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.cache_claims import Claim, claim, missing_shards
+from pipeline.teacher.cache_claims import claim, missing_shards
 from pipeline.teacher.verify import verify_cache
 from tests.distributed.processes import environment, forked, run
 from tests.launchers.conftest import REPOSITORY, launch
@@ -113,7 +114,7 @@ def stop_in_a_shard(job: subprocess.Popen, cache: Path, dataset: PackedDataset) 
         os.waitpid(job.pid, os.WUNTRACED)
         for entry in missing_shards(cache, dataset.manifest):
             with claim(cache, entry.name) as state:
-                if state is Claim.TAKEN:
+                if state is Lock.TAKEN:
                     return
         job.send_signal(signal.SIGCONT)
     pytest.fail("the process was never found at work on a shard")

@@ -21,9 +21,10 @@ import zstandard
 
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.shard_format import DataError
+from pipeline.folder_claim import Lock
 from pipeline.teacher import cache_receipts
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.cache_claims import Claim, claim, claimed_shards
+from pipeline.teacher.cache_claims import claim, claimed_shards
 from pipeline.teacher.cache_format import WORK_FOLDER
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, missing_shards, reopen_cache
 from pipeline.teacher.verify import verify_cache
@@ -159,12 +160,12 @@ def test_a_cache_of_other_data_is_not_finished(dataset: PackedDataset, tmp_path:
 
 def test_a_claim_is_held_by_one_and_free_when_it_ends(tmp_path: Path) -> None:
     with claim(tmp_path, "shard-a") as first, claim(tmp_path, "shard-a") as second, claim(tmp_path, "shard-b") as other:
-        assert (first, second, other) == (Claim.OURS, Claim.TAKEN, Claim.OURS)
+        assert (first, second, other) == (Lock.OURS, Lock.TAKEN, Lock.OURS)
     with pytest.raises(RuntimeError), claim(tmp_path, "shard-a") as again:
-        assert again is Claim.OURS
+        assert again is Lock.OURS
         raise RuntimeError
     with claim(tmp_path, "shard-a") as again:
-        assert again is Claim.OURS
+        assert again is Lock.OURS
 
 
 HOLDER = """
@@ -183,11 +184,11 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "OURS\n"
         with claim(tmp_path, "shard-a") as state:
-            assert state is Claim.TAKEN
+            assert state is Lock.TAKEN
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         with claim(tmp_path, "shard-a") as state:
-            assert state is Claim.OURS
+            assert state is Lock.OURS
 
 
 def test_ranks_begin_apart_and_skip_what_another_has(dataset: PackedDataset, tmp_path: Path) -> None:

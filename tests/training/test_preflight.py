@@ -17,7 +17,7 @@ from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complet
 from pipeline.teacher.signals import HiddenSpec, TopKSpec
 from pipeline.training.cached_teacher import CachedTeacher, check_teacher
 from pipeline.training.preflight import preflight
-from pipeline.training.run_folder import RunFolder, check_base_fingerprint, claim_run_folder
+from pipeline.training.run_folder import RunFolder, check_base_fingerprint, describe_run
 from tests.teacher.cache_folders import make_signal
 from tests.training.synthetic import make_data, make_model
 
@@ -165,7 +165,7 @@ def claim(inputs: Path, output: Path, *flags: str, fingerprint: str | None = Non
         "--train.global_batch_size=4",
     ]
     plan = preflight(parse_cli(TrainRunConfig, [*arguments, *flags]))
-    claim_run_folder(plan.config, fingerprint or plan.stream.dataset.fingerprint, "base")
+    describe_run(plan.config, fingerprint or plan.stream.dataset.fingerprint, "base")
 
 
 def make_cache(inputs: Path, cache: Path, **changes: object) -> None:
