@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -51,7 +50,6 @@ def run_with_mpi(main: Callable[[OrderedMap], Result]) -> Result | None:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             return None if executor is None else _run(main, executor)
     except KeyboardInterrupt:
-        print("interrupted; run again to go on", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(EXIT_INTERRUPTED)  # the other ranks may be waiting for this one
 
 

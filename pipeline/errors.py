@@ -1,4 +1,4 @@
-"""The one error type that launchers print as a single line: what a user can get wrong.
+"""The one error type that launchers print as a single line: what a user can get wrong; and how launchers end.
 
 Standard library only, so that every layer may raise it. Anything else that escapes a launcher is a bug and
 keeps its traceback.
@@ -10,8 +10,11 @@ import sys
 import unicodedata
 from collections.abc import Callable
 
+from pipeline.stop_signals import Interruption
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+GOES_ON = "ends now; what is finished is kept, and the same command goes on from there"
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -50,9 +53,10 @@ def note_left_distributed() -> None:
     _has_left_distributed = True
 
 
-def run_cli(main: Callable[[], None], interrupted: str = "interrupted; run again to go on") -> None:
-    """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
-    code = 0
+def run_cli(main: Callable[[], None], interrupted: str = GOES_ON) -> None:
+    """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C and SIGTERM become one
+    at once, which says what `interrupted` does, and 130 and 143."""
+    code, interruption = 0, Interruption(interrupted).install()
     try:
         main()
     except SystemExit as leaving:
@@ -65,8 +69,7 @@ def run_cli(main: Callable[[], None], interrupted: str = "interrupted; run again
         # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
         os._exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr, flush=True)
-        os._exit(EXIT_INTERRUPTED)
+        interruption.end()
     if _has_left_distributed:
         atexit._run_exitfuncs()
         sys.stdout.flush()

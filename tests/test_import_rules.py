@@ -17,6 +17,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     "pipeline.flags": set(),
     "pipeline.whole_output": set(),
+    "pipeline.stop_signals": set(),
     "pipeline.folder_claim": set(),
     **{m: {"jsonargparse", "yaml"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.exit_codes": set(),
@@ -34,7 +35,8 @@ TEACHER_CACHE = {  # the cache folder: no torch, no model
     *("pipeline.teacher.verify", "pipeline.teacher.inspect"),
 }
 ALLOWED = {  # layer -> layers of ours it may import
-    "pipeline.errors": set(),
+    "pipeline.stop_signals": set(),
+    "pipeline.errors": {"pipeline.stop_signals"},
     "pipeline.flags": {"pipeline.errors"},
     "pipeline.whole_output": {"pipeline.errors"},
     "pipeline.folder_claim": {"pipeline.errors"},

@@ -124,4 +124,4 @@ def join_processes() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, "interrupted; a run again computes all but what --use_cache PATH keeps")
+    run_cli(main, "ends now; a run again computes all but what --use_cache PATH keeps")

@@ -34,7 +34,7 @@ def save_checkpoint(
     Raises:
         OSError: the checkpoint could not be written; those before it are as they were.
     """
-    final = folder.checkpoints / f"step-{state.step:07d}"
+    final = folder.checkpoint(state.step)
     temporary = folder.checkpoints / f".tmp-{final.name}"
     for leftover in (temporary, final):  # `final`, if it is there, is torn or was never named by `latest`
         if leftover.exists():

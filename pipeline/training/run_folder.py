@@ -69,6 +69,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """Of the state after that step."""
+        return self.checkpoints / f"step-{step:07d}"
+
     @property
     def adapter(self) -> Path:
         return self.root / "adapter"

@@ -101,11 +101,16 @@ def run_step(
     normalisation: Normalisation,
     ranks: Ranks,
     measure: Callable[[], Sequence[float]] = tuple,
-) -> StepResult:
+    is_stopped: Callable[[int], bool] = lambda num_done: False,
+) -> StepResult | None:
     """Forward, backward and update. Collective.
 
     Args:
         measure: called after the last backward; what it returns of each rank comes back as `measured`.
+        is_stopped: called between two micro-batches with how many are done; the same on all ranks.
+
+    Returns:
+        None where `is_stopped`: nothing was updated, and the engine holds gradients of a part of the step.
 
     Raises:
         NonFiniteError: before anything was updated.
@@ -113,6 +118,8 @@ def run_step(
     loss_sum = 0.0
     for number, batch in enumerate(batches):
         if number > 0:
+            if is_stopped(number):
+                return None
             engine.step()  # counts the previous micro-batch; updates nothing before the last one
         weights = position_weights(batch.sample_of_position, normalisation, totals.num_positions, totals.num_samples)
         with ranks.clock.phase("forward"):

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.data.shard_format import DataError
 from pipeline.distributed.groups import Ranks, init_distributed, leave_distributed, raise_together
 from pipeline.errors import UserError
@@ -30,6 +28,7 @@ from pipeline.training.saver import Saver, cannot_write
 from pipeline.training.schedules import learning_rate
 from pipeline.training.setup import begin_run, build_training, check_base, claimed_output, find_start
 from pipeline.training.step import NonFiniteError, StepTotals, exchange_totals, run_step
+from pipeline.training.step_progress import StepProgress
 from pipeline.training.stop_flag import EXIT_STOPPED, StopFlag
 from pipeline.training.watchdog import StepWatchdog
 
@@ -48,6 +47,8 @@ def run_training(plan: Plan, stop: StopFlag) -> None:
         trainer.run()
         leave_distributed()
     if trainer.state.step < config.train.max_steps:
+        if ranks.is_main:
+            print(trainer.describe_stop(), file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
 
 
@@ -61,7 +62,7 @@ class Trainer:
         claim: of the output, on the main rank.
     """
 
-    def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks, claim: FolderClaim | None) -> None:
+    def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks, claim: FolderClaim | None = None) -> None:
         self.config, self.train, self.stop, self.ranks = plan.config, plan.config.train, stop, ranks
         self.folder = RunFolder(self.config.output)
         self.claim = claim
@@ -73,6 +74,8 @@ class Trainer:
         self.saver = Saver(self.train.async_save)
         self.failure: UserError | None = None  # of this rank alone; the next exchange ends all with it
         self.meter = StepMeter(self.config, ranks)
+        num_micro_batches = self.train.grad_accum_steps(ranks.dp_size)
+        self.progress = StepProgress(self.train.max_steps, self.state.step, num_micro_batches, stop, ranks)
         self.batches = BatchSource(
             plan.stream,
             self.train,
@@ -85,19 +88,11 @@ class Trainer:
         )
 
     def run(self) -> None:
-        """Trains to the last step, or to the next step boundary once a stop is asked for."""
+        """Trains to the last step, or until a stop is asked for, to the next boundary that `StepProgress` says."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(self.batches))
             stack.enter_context(contextlib.closing(self.saver))
-            progress = stack.enter_context(
-                tqdm(
-                    total=self.train.max_steps,
-                    initial=self.state.step,
-                    desc="train",
-                    unit="step",
-                    disable=not self.ranks.is_main,
-                )
-            )
+            stack.enter_context(self.progress)
             metrics = None
             if self.ranks.is_main:
                 metrics = self._open_metrics(stack)
@@ -114,9 +109,6 @@ class Trainer:
                     break
                 if metrics is not None:
                     self._write(self.folder.metrics, partial(metrics.log, row))
-                if self.loss_key in row:  # not in a skipped step
-                    progress.set_postfix_str(f"loss {row[self.loss_key]:.4f}", refresh=False)
-                progress.update()
                 if self.state.step % self.train.save_every == 0:
                     watchdog.beat(self.state.step)
                     self.save(metrics)
@@ -131,6 +123,13 @@ class Trainer:
             self._write(page, lambda: write_training_report(self.folder.metrics, configuration, page))
         raise_together(self.failure, self.ranks)
 
+    def describe_stop(self) -> str:
+        """Where a run is that ends before its last step."""
+        return (
+            f"stopped: {self.folder.checkpoint(self.state.step)} has the state after step {self.state.step} of "
+            f"{self.train.max_steps}; the same command goes on from there (exit code {EXIT_STOPPED})"
+        )
+
     @property
     def loss_key(self) -> str:
         return f"loss/{self.train.loss}"
@@ -144,11 +143,14 @@ class Trainer:
         except DataError as found:
             self.failure = found
         self.meter.data_read()
+        if self.claim is not None:
+            self.failure = self.failure or self.claim.error()
         totals, stop = exchange_totals(
             read.micro_batches, self.failure or self.saver.error(), bool(self.stop), self.ranks
         )
         if stop:
             return None
+        self.progress.begin()
         rate = learning_rate(self.state.step, self.train.max_steps, self.train.learning_rate, self.train.warmup_ratio)
         row = {"step": self.state.step + 1}
         if totals.num_positions > 0:
@@ -161,6 +163,7 @@ class Trainer:
                     self.train.loss_normalisation,
                     self.ranks,
                     measure=partial(self.meter.measure, read.micro_batches),
+                    is_stopped=self.progress.between,
                 )
             except NonFiniteError as found:
                 if self.saved_step != self.state.step:
@@ -168,6 +171,8 @@ class Trainer:
                     raise_together(self.saver.wait(), self.ranks)
                 number = self.state.step + 1
                 raise report_failed_step(found, number, read.micro_batches, self.folder, self.ranks) from found
+            if result is None:
+                return None
             row |= {self.loss_key: result.loss, "optim/grad_norm": result.grad_norm, "optim/lr": rate}
             row[peak_memory_gib(self.ranks.device)[0]] = result.peak_memory_gib
             shares = result.measured
@@ -177,6 +182,7 @@ class Trainer:
             consumed_samples=read.position,
             skipped_steps=self.state.skipped_steps + (totals.num_positions == 0),
         )
+        self.progress.end(row.get(self.loss_key), () if shares is None else shares[:, 0].tolist())
         return row | self._counts(totals) | self.meter.row(totals.num_tokens, shares)
 
     def _counts(self, totals: StepTotals) -> dict[str, Any]:
