@@ -5,16 +5,12 @@ packed and written on its own, so the folder's bytes are the same for any number
 goes on with the units that are missing.
 """
 
-import platform
-import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -56,6 +52,7 @@ from data_prep.workers import OrderedMap
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 from pipeline.errors import escape_controls
 from pipeline.folder_claim import OWNER_NAME, claimed_folder
+from pipeline.provenance import describe_start
 
 RECORDED_VERSIONS = ("transformers", "tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
 AnyUnit = TypeVar("AnyUnit", Unit, LeftoverUnit)
@@ -220,10 +217,9 @@ def _run_info(
     started: float, choice: BackendChoice, tokenizer_json: Path, receipts: list[UnitReceipt], num_reused: int
 ) -> dict[str, Any]:
     return {
+        **describe_start(RECORDED_VERSIONS),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 2),
-        "host": socket.gethostname(),
-        "command": sys.argv,
         "tokenizer": str(tokenizer_json.parent.absolute()),
         "tokenizer_backend": {
             "name": choice.name,
@@ -231,5 +227,4 @@ def _run_info(
             "texts_left_to_tokenizers": sum(receipt.num_fallbacks for receipt in receipts),
         },
         "units_reused": num_reused,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_VERSIONS},
     }

@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 2 -- launchers/run_eval.py ...        (also: deepspeed --num_gpus 2, mpiexec -n 2)
     python launchers/run_eval.py --fetch lveval infinitebench --data_root BENCHMARKS
 
-Writes report.html, report.json and examples.jsonl. A stopped evaluation goes on from what is finished.
+Writes report.html, report.json, summary.txt (also printed), examples.jsonl and run.json. A stopped evaluation goes on
+from what is finished.
 """
 
 from pipeline.attention.window import WindowSpec
@@ -72,14 +73,14 @@ def run(config: EvalConfig, ranks: LaunchedRank) -> None:
     if config.run is not None:
         read_training_curve(config.run)
 
-    from pipeline.evaluation.catalogue import make_inputs, make_suites, print_summary
+    from pipeline.evaluation.catalogue import make_inputs, make_suites
+    from pipeline.evaluation.report import SUMMARY_NAME
     from pipeline.evaluation.runner import evaluate
 
     inputs = make_inputs(config, files, window, dataset)
     suites = make_suites(inputs)
-    summary = evaluate(inputs, suites, ranks)
-    if summary is not None:
-        print_summary(summary)
+    if evaluate(inputs, suites, ranks) is not None:
+        print((config.output / SUMMARY_NAME).read_text(encoding="utf-8"))
         print(f"report: {config.output / 'report.html'}")
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 
 UNWIND_S = 5.0  # for the main thread to close files and give back claims; without that, all is as after a kill
@@ -70,7 +70,7 @@ class Interruption:
     """
 
     def __init__(self, line: str) -> None:
-        self._line, self._number = line, None
+        self._line, self._number, self._answered = line, None, Event()
 
     def install(self) -> "Interruption":
         """Takes over Ctrl-C and SIGTERM of this process."""
@@ -79,6 +79,7 @@ class Interruption:
 
     def end(self) -> None:
         """To be called when the main thread has unwound."""
+        self._answered.wait(UNWIND_S)
         os._exit(128 + (self._number or signal.SIGINT))
 
     def _react(self, number: signal.Signals) -> None:
@@ -86,6 +87,7 @@ class Interruption:
             self._number = number
             if is_first_rank():
                 answer(f"{number.name}: {self._line}")
+            self._answered.set()
             Thread(target=self._end_late, name="end-late", daemon=True).start()
 
     def _end_late(self) -> None:

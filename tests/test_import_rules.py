@@ -19,6 +19,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.whole_output": set(),
     "pipeline.stop_signals": set(),
     "pipeline.folder_claim": set(),
+    "pipeline.provenance": set(),
     **{m: {"jsonargparse", "yaml"} for m in MODULES if m.startswith("pipeline.config")},
     "pipeline.exit_codes": set(),
     "pipeline.data.sealed_json": set(),
@@ -36,6 +37,7 @@ TEACHER_CACHE = {  # the cache folder: no torch, no model
 }
 ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.stop_signals": set(),
+    "pipeline.provenance": set(),
     "pipeline.errors": {"pipeline.stop_signals"},
     "pipeline.flags": {"pipeline.errors"},
     "pipeline.whole_output": {"pipeline.errors"},
@@ -72,6 +74,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     },
     "data_prep": {
         *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.folder_claim", "pipeline.tokenizer"),
+        "pipeline.provenance",
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
     },
 }

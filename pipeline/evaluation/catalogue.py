@@ -10,7 +10,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.suite import AbsorbedSuite
 from pipeline.evaluation.efficiency.suite import EfficiencySuite
 from pipeline.evaluation.haystack import read_haystack
-from pipeline.evaluation.heldout.sections import format_summary
 from pipeline.evaluation.heldout.suite import HeldoutSuite
 from pipeline.evaluation.long_context.evaluation import BenchmarkSuite
 from pipeline.evaluation.needles.suite import NeedlesSuite
@@ -51,9 +50,3 @@ def make_inputs(
 def make_suites(inputs: EvaluationInputs) -> list[Suite]:
     """Those of --suites, in its order; each checks its flags and files."""
     return [SUITES[name](inputs) for name in inputs.config.suites]
-
-
-def print_summary(summary: dict) -> None:
-    """report.json's content as a few lines, for what can be said in a few."""
-    if "heldout" in summary:
-        print(format_summary(summary["heldout"]))

@@ -1,4 +1,4 @@
-"""Writes report.json, examples.jsonl and report.html (self-contained: no script, pictures inside)."""
+"""Writes report.json, summary.txt, examples.jsonl and report.html (self-contained: no script, pictures inside)."""
 
 import base64
 import json
@@ -12,10 +12,12 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.evaluation.drawing import QUIET, draw
 from pipeline.evaluation.suite import Picture, Record, Section, Suite
+from pipeline.evaluation.terminal import format_sections
 from pipeline.evaluation.training_curve import TrainingCurve
 from pipeline.evaluation.writing import write_atomically, writes_to
 
 TRAINING_COLOUR = "#1b6ca8"
+SUMMARY_NAME = "summary.txt"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class SuiteResult:
 def write_report(
     folder: Path, results: Sequence[SuiteResult], facts: dict[str, dict[str, str]], curve: TrainingCurve | None
 ) -> dict:
-    """Writes the three files into `folder` and returns report.json's content: each suite's summary by its name.
+    """Writes the four files into `folder` and returns report.json's content: each suite's summary by its name.
 
     Args:
         folder: the evaluation's output.
@@ -60,10 +62,11 @@ def write_report(
         for result in results
         for key, record in result.records.items()
     )
-    page = render_page(sections, facts)
+    page, text = render_page(sections, facts), format_sections(sections)
     with writes_to(folder):
         write_atomically(folder / "examples.jsonl", lines)
         write_atomically(folder / "report.html", page)
+        write_atomically(folder / SUMMARY_NAME, f"{text}\n")
         write_atomically(folder / "report.json", json.dumps(summary, indent=1) + "\n")
     return summary
 

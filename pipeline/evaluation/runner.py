@@ -1,9 +1,11 @@
 """A whole evaluation: this process measures its share of the units; rank 0 waits for the rest and reports."""
 
+import json
 import resource
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -24,7 +26,9 @@ from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.evaluation.unmeasured import why_unmeasured
 from pipeline.evaluation.waiting import finished_counter, wait_for_all
+from pipeline.evaluation.writing import write_atomically, writes_to
 from pipeline.model.loading import load_base, load_model, set_window
+from pipeline.provenance import list_starts
 
 
 def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedRank) -> dict | None:
@@ -61,6 +65,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
             measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
         if ranks.rank != 0:
             return None
+        note_start(config.output)
         wait_for_all(work, folder, ranks.world_size)
         facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
         curve = None if config.run is None else read_training_curve(config.run)
@@ -69,6 +74,17 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
             records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
             results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
         return write_report(folder.path, results, facts, curve)
+
+
+def note_start(output: Path) -> None:
+    """Adds command, commit and versions to run.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = output / "run.json"
+    with writes_to(output):
+        write_atomically(path, json.dumps({"starts": list_starts(path)}, indent=1) + "\n")
 
 
 def find_unmeasured(

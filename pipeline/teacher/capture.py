@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 
 from pipeline.data.shard_format import DataError, PackedSample, ShardEntry
 from pipeline.distributed.device import choose_device
 from pipeline.errors import UserError
+from pipeline.provenance import describe_start
 from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, reopen_cache
 from pipeline.teacher.capture_plan import CapturePlan
@@ -182,8 +181,7 @@ def _run_facts(plan: CapturePlan, num_ranks: int, device: torch.device, outcome:
         "num_ranks": num_ranks,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
         "num_threads": torch.get_num_threads(),
-        "host": platform.node(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **describe_start(),
         "seconds": round(time.perf_counter() - outcome.started_at, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,7 +1,8 @@
 """The run folder: what lies where, whose run it is, and where a resume starts. No torch.
 
 .owner.json     the process that writes here now (pipeline/folder_claim.py)
-run.json        settings and fingerprints that make it this run; written once its base is loaded
+run.json        settings and fingerprints that make it this run; command, commit and versions of each start; written
+                once its base is loaded
 config.yaml     the resolved configuration of the last start
 metrics.jsonl   one line a step
 checkpoints/    step-0000100/{state.json, tensors.safetensors}, `latest` (a name, written last)
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig, require, to_plain
+from pipeline.provenance import list_starts
 
 # Settings that a resume may change: they alter neither the data, nor the schedule, nor the objective. `topk_tail` says
 # how a topk teacher cache is read, and the cache itself may change.
@@ -158,6 +160,7 @@ def describe_run(config: TrainRunConfig, data_fingerprint: str, base_fingerprint
         "settings": fixed_settings(config),
         "data_fingerprint": data_fingerprint,
         "base_fingerprint": base_fingerprint,
+        "starts": list_starts(folder.identity),
     }
     write_atomically(folder.identity, json.dumps(identity, indent=1, sort_keys=True).encode())
     write_atomically(config.output / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False).encode())

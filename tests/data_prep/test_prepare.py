@@ -117,7 +117,9 @@ def test_finished_unit_is_reused_only_while_its_files_match(
     damaged.write_bytes(raw)
     run_prepare([corpus], output)
     num_units = len({shard.name.split("-")[1] for shard in manifest.shards})
-    assert json.loads((output / "run.json").read_text())["units_reused"] == num_units - 1
+    facts = json.loads((output / "run.json").read_text())
+    assert facts["units_reused"] == num_units - 1
+    assert facts["versions"]["tokenizers"] and facts["command"] and facts["commit"]
     assert content(output) == content(whole)
 
 

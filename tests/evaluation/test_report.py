@@ -64,6 +64,13 @@ def test_page_has_every_part_of_a_section_and_a_way_to_it(report) -> None:
     assert '<tr class="emphasised"><th>lib/&lt;b&gt;1&lt;/b&gt;.py</th><td>1</td></tr>' in page
 
 
+def test_the_terminal_has_every_section_but_what_is_folded(report) -> None:
+    text = (report[0] / "summary.txt").read_text()
+    for part in ("Some lengths", "lead", "6 ", "files", "lib/<b>1</b>.py", "Training"):
+        assert part in text
+    assert "folded" not in text and "note" not in text
+
+
 def test_json_and_examples_read_back(report) -> None:
     folder, records, summary = report
     assert json.loads((folder / "report.json").read_text()) == summary == {"lengths": {"total": 6}}

@@ -15,7 +15,7 @@ from tests.fork_server import can_fork, fork_server
 from tests.tiny_models import make_adapter, make_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMPORT_TORCH = ("cache_teacher.py", "generate.py", "merge_adapter.py", "run_eval.py")
+IMPORT_TORCH = ("cache_teacher.py", "generate.py", "merge_adapter.py", "run_eval.py", "../tests/signalled_run.py")
 NO_TORCH = "raise ImportError('torch was imported before flags and files were checked')\n"
 
 

@@ -1,12 +1,8 @@
 """SIGTERM to a launcher that does what is missing: one line, nothing that stands in the way of the same command."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.launchers.conftest import REPOSITORY, launch
-
-SIGNALLED = Path("..") / "tests" / "signalled_run.py"  # from launchers/
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +23,7 @@ def test_sigterm_is_one_line_and_the_same_command_goes_on(tiny, tmp_path, script
         "run_eval.py": ["--model", tiny.adapter, "--data", tiny.held_out, "--suites", "heldout", "--window_size", 12],
     }[script]
     command = [*flags, "--output", output]
-    stopped = launch(SIGNALLED, REPOSITORY / "launchers" / script, *instant, "SIGTERM", 0, *command)
+    stopped = launch("../tests/signalled_run.py", REPOSITORY / "launchers" / script, *instant, "SIGTERM", 0, *command)
     assert stopped.returncode == 143, stopped.stderr
     assert stopped.stderr.count("SIGTERM") == 1 and "Traceback" not in stopped.stderr
     assert "\nSIGTERM: ends now; what is finished is kept, and the same command goes on from there\n" in stopped.stderr

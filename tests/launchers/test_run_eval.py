@@ -51,6 +51,9 @@ def alone(tiny: Tiny, tmp_path_factory) -> Path:
     assert abs(kl["ahn"] - kl["window"]) > 0.01, "the memory does not act"
     assert abs(kl["memory_off"] - kl["window"]) < 1e-5
     assert f"{kl['ahn']:.4f}" in done.stdout and str(folder / "report.html") in done.stdout
+    assert (folder / "summary.txt").read_text() in done.stdout
+    (start,) = json.loads((folder / "run.json").read_text())["starts"]
+    assert start["commit"] and start["versions"]["transformers"] and "--suites" in start["command"]
     return folder
 
 

@@ -183,6 +183,7 @@ def test_a_rerun_does_what_is_missing_and_nothing_else(inputs, tmp_path) -> None
     assert (again.num_shards, again.num_left) == (1, 0) and content(tmp_path / "cache") == before
     facts = json.loads((tmp_path / "cache/run.json").read_text())
     assert facts["num_ranks"] == 1 and facts["base_dtype"] == "bfloat16"
+    assert facts["versions"]["torch"] and facts["command"] and facts["commit"]
 
 
 def test_another_precision_or_teacher_is_another_cache(inputs, tmp_path) -> None:

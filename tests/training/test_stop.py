@@ -46,6 +46,9 @@ def test_within_a_step_it_keeps_the_state_before_and_goes_on_to_the_last_bit(
         for finished in run_ranks(TRAIN, arguments(inputs, output), tmp_path):
             assert finished.returncode == 0, finished.output[-2000:]
         assert_same_run(output, uninterrupted)
+        starts = json.loads((output / "run.json").read_text())["starts"]
+        assert len(starts) == 2 and all(start["commit"] and start["versions"]["deepspeed"] for start in starts)
+        assert "--config" in starts[1]["command"]
 
 
 class Terminal(io.StringIO):
