@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 2 -- launchers/train.py ...
     mpiexec -n 2 python launchers/train.py ...              (also: srun python, or python alone for one process)
 
-SIGTERM or SIGUSR1: finishes the step, saves, exits 85; the same command again goes on from there. Wrong input ends
-with one line and exit code 2.
+SIGTERM, SIGUSR1 or Ctrl-C: finishes the step, or in a long one the micro-batch, saves, exits 85; the same command again
+goes on from there. Wrong input ends with one line and exit code 2.
 """
 
 from pipeline.config import TrainRunConfig, parse_cli

@@ -110,9 +110,9 @@ class EvalConfig:
     """
 
     model: Path | None = None
-    """Adapter folder, merged model folder, or a plain base (give its --window_size), for the baselines alone."""
+    """Adapter, merged model, or a plain base (give its --window_size), for baselines alone: a folder or a hub id."""
     output: Path | None = None
-    """Folder for report.html, report.json, examples.jsonl."""
+    """Folder for report.html, report.json, summary.txt, examples.jsonl."""
     suites: list[SuiteName] = field(default_factory=lambda: list(OWN_SUITES))
     """What to measure. `heldout`, `needles`, `absorbed`, `efficiency` and `probing` need no download; `lveval` and
     `infinitebench` read --data_root. Other benchmarks: python -m pipeline.evaluation.lm_eval_run --help."""

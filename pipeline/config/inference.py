@@ -12,7 +12,7 @@ class GenerateConfig:
     """Continue a prompt with an AHN model: text to stdout as it is generated, figures to stderr."""
 
     model: Path
-    """Adapter folder, merged model folder, or a plain base model for comparison."""
+    """Adapter, merged model, or a plain base model for comparison: a folder or a hub id."""
     prompt: str | None = None
     """The prompt itself. Without --prompt and --prompt_file it is read from stdin."""
     prompt_file: Path | None = None
@@ -87,7 +87,7 @@ class AccountingConfig:
     """Parameters, FLOPs and cache bytes of full attention against sinks + window + AHN."""
 
     model: str = "qwen2.5-3b"
-    """qwen2.5-3b, qwen2.5-7b, qwen2.5-14b, or a folder with a config.json."""
+    """qwen2.5-3b, qwen2.5-7b, qwen2.5-14b, or a model with a config.json: a folder or a hub id."""
     cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
     length: int = 128_000
     """Tokens of context."""

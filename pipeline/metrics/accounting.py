@@ -88,7 +88,7 @@ class Account:
 
 
 def load_architecture(model: str) -> Architecture:
-    """A preset, or the sizes in a folder's config.json.
+    """A preset, or the sizes in the config.json of a folder or a hub id.
 
     Raises:
         UserError: neither, or a config without one of the sizes.
@@ -96,8 +96,16 @@ def load_architecture(model: str) -> Architecture:
     if model in PRESETS:
         return PRESETS[model]
     path = Path(model) / "config.json"
-    if not path.is_file():
+    if not path.is_file() and (Path(model).exists() or model.count("/") != 1):
         raise UserError(f"--model {model}: neither one of {', '.join(PRESETS)} nor a folder with a config.json")
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download  # only for hub ids
+
+        try:
+            path = Path(hf_hub_download(model, "config.json"))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--model {model} is no local folder, and the hub gave no config.json: {reason}") from error
     settings = json.loads(path.read_bytes())
     if settings.get("sliding_window") and "layer_types" not in settings:
         from transformers import AutoConfig  # which layers have the window is a rule of the family

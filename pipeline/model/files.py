@@ -16,6 +16,7 @@ ADAPTER_WEIGHTS = "model.safetensors"
 PUBLISHED_WINDOW = WindowSpec(num_sink_tokens=128, window_size=32640)
 MAX_WEIGHTS_HEADER = 100_000_000  # that safetensors itself reads
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # what models and tokenizers are read from
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,16 @@ class ModelFiles:
 
 
 def resolve_model(model: Path, base: str | None) -> ModelFiles:
-    """Looks at the folder that --model names.
+    """Looks at the folder, or hub id, that --model names; what the hub has is fetched.
 
     Raises:
-        UserError: no such folder, not a model, damaged settings, or an adapter whose base is not on this machine.
+        UserError: no such model, not a model, damaged settings, or an adapter whose base is not on this machine.
     """
-    if is_published_id(str(model)) or holds_memories_alone(model):
+    model = fetch_model(str(model))
+    if holds_memories_alone(model):
         if base is None:
             raise UserError(f"--model {model} is a published AHN checkpoint, which does not name its base: give --base")
         return ModelFiles(model, "published", _resolve_base(model, base, base), PUBLISHED_WINDOW)
-    if not model.is_dir():
-        raise UserError(f"--model {model}: no such folder; give an adapter, a merged model or a base model")
     if (model / ADAPTER_CONFIG).is_file():
         with _parsing(model, ADAPTER_CONFIG):
             settings = json.loads((model / ADAPTER_CONFIG).read_bytes())
@@ -77,6 +77,31 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
         memory = json.loads((model / "config.json").read_bytes()).get("ahn")
         window = None if memory is None else _window_of(memory)
     return ModelFiles(model, "base" if window is None else "merged", None, window)
+
+
+def fetch_model(model: str) -> Path:
+    """The folder of a model: a local one as it is, that of a hub id from this machine's cache or from the hub.
+
+    Raises:
+        UserError: there is neither.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(model):
+        raise UserError(
+            f"--model {model}: no such folder; give an adapter, a merged model or a base model, a folder or a hub id "
+            f"(owner/name)"
+        )
+    from huggingface_hub import snapshot_download  # only for hub ids
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=FETCHED))
+    except (OSError, ValueError) as error:  # the hub's errors are these
+        raise UserError(
+            f"--model {model} is no local folder, and the hub gave nothing ({' '.join(str(error).split())[:200]}); "
+            f"without a network, fetch it before, where there is one (hf download {model}), or name a folder"
+        ) from error
 
 
 def is_published_id(model: str) -> bool:
@@ -99,17 +124,7 @@ def find_weights(model: str) -> list[Path]:
     Raises:
         UserError: there is no such model, or a file of it is missing, unfinished or of another format.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download  # only for hub ids
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(
-                f"--model {model}: neither a local folder nor a model on the hub ({' '.join(str(error).split())[:200]})"
-            ) from error
+    folder = fetch_model(model)
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise UserError(

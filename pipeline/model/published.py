@@ -8,13 +8,12 @@ Nothing in the folder names the cell; its parameters do.
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.model.files import ADAPTER_WEIGHTS, holds_memories_alone, is_published_id
+from pipeline.model.files import ADAPTER_WEIGHTS, fetch_model, holds_memories_alone, is_published_id
 from pipeline.whole_output import whole_folder
 
 UNUSED = "D"
@@ -29,13 +28,7 @@ CELL_PARAMETERS = {
 
 def find_published(path_or_id: str) -> Path | None:
     """The folder of a published checkpoint: local, or downloaded for a hub id of the AHN collection; else None."""
-    folder = Path(path_or_id)
-    if is_published_id(path_or_id):
-        try:
-            folder = Path(snapshot_download(path_or_id, allow_patterns=["*.json", "*.safetensors"]))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--model {path_or_id}: no local folder, and the hub gave nothing: {reason}") from error
+    folder = fetch_model(path_or_id) if is_published_id(path_or_id) else Path(path_or_id)
     return folder if holds_memories_alone(folder) else None
 
 
