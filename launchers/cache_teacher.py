@@ -14,7 +14,7 @@ command again does what is missing. Wrong input ends with one line and exit code
 
 from pipeline.config import TeacherCacheConfig, parse_cli, require
 from pipeline.distributed.launch import adopt_launcher, find_rank
-from pipeline.errors import run_cli
+from pipeline.errors import GOES_ON, run_cli
 from pipeline.teacher.capture_plan import plan_capture, share_teacher_heads
 from pipeline.teacher.capture_size import check_space, describe_plan, free_bytes
 from pipeline.teacher.partition_config import load_partition_config
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

@@ -3,7 +3,7 @@
 import os
 
 from pipeline.config import PrepareConfig, parse_cli
-from pipeline.errors import escape_controls, run_cli
+from pipeline.errors import GOES_ON, escape_controls, run_cli
 
 
 def main() -> None:
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

@@ -17,8 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import RecallStudyConfig, parse_cli, to_plain
-from pipeline.errors import UserError, run_cli
+from pipeline.errors import GOES_ON, UserError, run_cli
 from pipeline.evaluation.writing import write_atomically, writes_to
+from pipeline.provenance import list_starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHERS = REPOSITORY / "launchers"
@@ -81,6 +82,8 @@ def claim_output(config: RecallStudyConfig) -> None:
         raise UserError(f"--output {config.output}: {error.strerror}; name a folder that can be written") from error
     with writes_to(config.output):
         write_atomically(path, json.dumps(settings, indent=1) + "\n")
+        run_file = config.output / "run.json"
+        write_atomically(run_file, json.dumps({"starts": list_starts(run_file)}, indent=1) + "\n")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -139,4 +142,4 @@ def run_launcher(name: str, *arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

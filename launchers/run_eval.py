@@ -13,7 +13,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, parse_cli
 from pipeline.data.loader import PackedDataset
 from pipeline.distributed.launch import LaunchedRank, find_rank
-from pipeline.errors import UserError, run_cli
+from pipeline.errors import GOES_ON, UserError, run_cli
 from pipeline.evaluation.failures import noted_failure
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.model.files import ModelFiles, resolve_model
@@ -85,4 +85,4 @@ def run(config: EvalConfig, ranks: LaunchedRank) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

@@ -80,4 +80,4 @@ def read_tokenizer(config: PrepareConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "ends now; jobs that were submitted go on")

@@ -53,9 +53,9 @@ def note_left_distributed() -> None:
     _has_left_distributed = True
 
 
-def run_cli(main: Callable[[], None], interrupted: str = GOES_ON) -> None:
+def run_cli(main: Callable[[], None], interrupted: str = "ends now") -> None:
     """Runs a launcher's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C and SIGTERM become one
-    at once, which says what `interrupted` does, and 130 and 143."""
+    at once, which says what comes of it (`interrupted`), and 130 and 143."""
     code, interruption = 0, Interruption(interrupted).install()
     try:
         main()

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from threading import Timer
 from pipeline import stop_signals
-from pipeline.errors import run_cli
+from pipeline.errors import GOES_ON, run_cli
 from pipeline.folder_claim import claimed_folder
 
 stop_signals.UNWIND_S = 0.5
@@ -32,7 +32,7 @@ def main():
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # which the interpreter does not come out of
         time.sleep(600)
 
-run_cli(main)
+run_cli(main, GOES_ON)
 """
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from pipeline.config import DemoConfig, parse_cli
-from pipeline.errors import UserError, run_cli
+from pipeline.errors import GOES_ON, UserError, run_cli
 from pipeline.evaluation.heldout.sections import format_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -123,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

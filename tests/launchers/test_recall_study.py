@@ -71,7 +71,9 @@ def test_another_base_may_be_tried_until_there_are_scores_or_runs(tmp_path) -> N
         with pytest.raises(UserError, match=r"other settings \(study\.json: base\)"):
             claim(base={"max_steps": 40})
         (tmp_path / "out" / name / "one").rmdir()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bases", "runs", "scores", "study.json"]
+    names = ["bases", "run.json", "runs", "scores", "study.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert len(json.loads((tmp_path / "out/run.json").read_text())["starts"]) == 6
 
 
 @pytest.mark.drill
