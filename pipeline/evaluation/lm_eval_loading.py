@@ -10,6 +10,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
 from pipeline.errors import UserError
+from pipeline.evaluation.long_context.rouge_l import mend_recursion
 
 LmEvalTask = str | dict[str, Any] | Task | Group
 
@@ -25,6 +26,7 @@ class Tasks(TaskManager):
         Raises:
             UserError: no such task, a package it needs is missing, or its data is not on this machine.
         """
+        mend_recursion()
         specs = task_list if isinstance(task_list, list) else [task_list]
         unknown = [s for s in specs if isinstance(s, str) and s not in self.all_tasks and not Path(s).is_file()]
         if unknown:

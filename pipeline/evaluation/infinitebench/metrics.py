@@ -7,6 +7,7 @@ math_find has a whole number is wrong (there it ends the program).
 
 import functools
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from pipeline.evaluation.long_context.answer_f1 import english_words, overlap_f1, strip_chinese
@@ -77,7 +78,12 @@ def last_integer(prediction: str, example: LongContextExample) -> float:
 def first_number(prediction: str, example: LongContextExample) -> float:
     """The first number without its sign is the reference: math_find."""
     found = re.search(r"\d+\.\d+|\d+", prediction)
-    return float(found is not None and float(found[0]) == example.references[0])
+    if found is None:
+        return 0.0
+    reference = example.references[0]
+    # A float has 53 bits: as floats, long whole numbers would be equal to their neighbours.
+    number = float(found[0]) if isinstance(reference, float) else Decimal(found[0])
+    return float(number == reference)
 
 
 def leading_values(prediction: str, example: LongContextExample) -> float:

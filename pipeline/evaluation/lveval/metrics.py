@@ -2,7 +2,8 @@
 
 Only the first reference counts. Where the paper and the code differ, this follows the code: the blacklist filters
 the keywords that were found, not the words that F1 counts. Where the official code divides by zero, because
-keywords or reference are nothing but punctuation, the score here is 0.
+keywords or reference are nothing but punctuation, the score here is 0. Where its ROUGE-L runs out of stack and gives
+0, because the texts are long or its caller deep, the score here is that of the texts.
 """
 
 import logging
@@ -10,14 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import jieba
-from rouge import Rouge
 
 from pipeline.evaluation.long_context.answer_f1 import english_words, overlap_f1, strip_chinese
+from pipeline.evaluation.long_context.rouge_l import rouge_l
 from pipeline.evaluation.long_context.suite import LongContextExample
 from pipeline.evaluation.lveval import blacklists
 
 ENGLISH_RECALL, CHINESE_RECALL = 0.2, 0.4  # of the keywords; below it an answer scores 0
-_ROUGE = Rouge(metrics=["rouge-l"])
 jieba.setLogLevel(logging.WARNING)  # it reports its dictionary's loading
 
 
@@ -57,14 +57,9 @@ def keyword_f1_chinese(prediction: str, example: LongContextExample) -> float:
 def blacklisted_rouge_l(prediction: str, example: LongContextExample) -> float:
     """F of ROUGE-L over jieba's words that are not blacklisted: dureader_mixup.
 
-    As package `rouge` counts, which is over distinct words, and with 0 for what it cannot score: an empty text, or one
-    of so many hundred words that its recursion ends.
+    As package `rouge` counts, which is over distinct words; 0 for an empty text.
     """
-    try:
-        (scores,) = _ROUGE.get_scores(_without_blacklisted(prediction), _without_blacklisted(_first(example)))
-    except (ValueError, RecursionError):
-        return 0.0
-    return scores["rouge-l"]["f"]
+    return rouge_l(_without_blacklisted(prediction), _without_blacklisted(_first(example)))
 
 
 def _first(example: LongContextExample) -> str:
