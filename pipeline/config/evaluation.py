@@ -154,8 +154,14 @@ class EvalConfig:
     """`lveval`, `infinitebench`: only the first so many examples of each task."""
     tasks: list[str] | None = None
     """`lveval`, `infinitebench`: only these tasks, by name or by a pattern such as "*_128k". Default: all."""
+    max_context: int | None = None
+    """`lveval`, `infinitebench`: tokens of prompt and answer together; a longer prompt loses its middle. Default: every
+    prompt is read whole, however long."""
     chat: bool = False
     """`lveval`, `infinitebench`: wrap each prompt as one user message in the tokenizer's chat template."""
+    allow_no_evictions: bool = False
+    """`needles`, `lveval`, `infinitebench`: measure also where no prompt is longer than sinks + window, so that the
+    memory is never read; the result says so. Default: that is refused."""
     needles: NeedlesConfig = field(default_factory=NeedlesConfig)
     absorbed: AbsorbedConfig = field(default_factory=AbsorbedConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
@@ -178,8 +184,8 @@ class EvalConfig:
             values = getattr(self, name)
             require(len(values) > 0, f"--{name}: needs at least one value")
             require(len(set(values)) == len(values), f"--{name}: {values} has one twice")
-        for name in ("data_cache_bytes", "max_documents", "pieces_per_document", "max_examples", "logits_chunk_size",
-                     "prefill_chunk"):  # fmt: skip
+        for name in ("data_cache_bytes", "max_documents", "pieces_per_document", "max_examples", "max_context",
+                     "logits_chunk_size", "prefill_chunk"):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name}: must be >= 1, found {value}")
         require(self.seed >= 0, f"--seed: must be >= 0, found {self.seed}")

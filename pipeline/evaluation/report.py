@@ -3,14 +3,18 @@
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from pipeline.evaluation.drawing import QUIET, draw
+from pipeline.evaluation.evictions import describe_evictions, summarise_evictions
 from pipeline.evaluation.suite import Picture, Record, Section, Suite
 from pipeline.evaluation.terminal import format_sections
 from pipeline.evaluation.training_curve import TrainingCurve
@@ -33,7 +37,8 @@ class SuiteResult:
 def write_report(
     folder: Path, results: Sequence[SuiteResult], facts: dict[str, dict[str, str]], curve: TrainingCurve | None
 ) -> dict:
-    """Writes the four files into `folder` and returns report.json's content: each suite's summary by its name.
+    """Writes the four files into `folder` and returns report.json's content: each suite's summary by its name, with
+    what was `evicted` first.
 
     Args:
         folder: the evaluation's output.
@@ -45,10 +50,11 @@ def write_report(
         UserError: `folder` cannot be written.
     """
     measured = [result for result in results if not result.why_unmeasured]
-    summary = {result.suite.name: result.suite.summarise(result.records) for result in measured}
-    sections = [
-        section for result in measured for section in result.suite.sections(summary[result.suite.name], result.records)
-    ]
+    summary = {
+        result.suite.name: {"evicted": _evictions(result), **result.suite.summarise(result.records)}
+        for result in measured
+    }
+    sections = [section for result in measured for section in _sections(result, summary[result.suite.name])]
     sections += [
         Section(f"Not measured: {result.suite.name}", result.why_unmeasured + ".")
         for result in results
@@ -69,6 +75,20 @@ def write_report(
         write_atomically(folder / SUMMARY_NAME, f"{text}\n")
         write_atomically(folder / "report.json", json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _evictions(result: SuiteResult) -> dict[str, Any]:
+    of_units = (record["evicted"] for record in result.records.values())
+    return summarise_evictions(Counter(n for of_unit in of_units for n in np.atleast_1d(of_unit).tolist()))
+
+
+def _sections(result: SuiteResult, summary: dict[str, Any]) -> Iterator[Section]:
+    """The suite's, which begin with what was evicted; where nothing was, their titles do."""
+    evicted = summary["evicted"]
+    for number, section in enumerate(result.suite.sections(summary, result.records)):
+        lead = f"{describe_evictions(evicted)} {section.lead}" if number == 0 else section.lead
+        title = section.title if evicted["max"] > 0 else f"Nothing evicted: {section.title}"
+        yield replace(section, title=title, lead=lead)
 
 
 def render_page(sections: Sequence[Section], facts: dict[str, dict[str, str]]) -> str:

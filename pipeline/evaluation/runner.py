@@ -53,6 +53,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         "window_size": inputs.window.window_size,
         "dtype": str(dtype),
         "yarn_factor": config.yarn_factor,
+        "evicted": "counted",
     }
     settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
     with claimed(config.output, ranks.rank):
@@ -142,8 +143,8 @@ def measure_share(
 
     readers = {variant: reader(variant) for variant in dict.fromkeys(v for _, unit in share for v in unit.variants)}
     remedy = (
-        f"give a smaller --prefill_chunk than {config.prefill_chunk:,}, shorter texts, fewer --variants or processes "
-        f"on this machine; what is measured is kept"
+        f"give a smaller --prefill_chunk than {config.prefill_chunk:,}, shorter texts (of benchmarks: --max_context), "
+        f"fewer --variants or processes on this machine; what is measured is kept"
     )
     count = finished_counter(work, folder)
     with tqdm(total=len(work), initial=count(), unit="unit", disable=not is_watched) as bar:

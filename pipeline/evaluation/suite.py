@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # torch and transformers take 4 s, and launchers/paper.py nee
     from pipeline.evaluation.reader import Reader
 
 Record = dict[str, Any]
-"""What was measured of one unit: JSON values."""
+"""What was measured of one unit: JSON values. `evicted`: tokens that sinks + window have evicted by the end of what is
+read before the answer, or a list of them, one for each prompt."""
 
 
 LONGEST_DEFAULT = 131_072

@@ -1,11 +1,13 @@
 """LV-Eval and InfiniteBench as suites of the evaluation: prompts, limits, scores and tables, on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig
 from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
@@ -69,7 +71,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
     given = inputs(tasks=["factrecall_en_??k"], max_examples=2)  # 16k, 32k and 64k
     with pytest.raises(UserError, match=r"lacks LV-Eval's factrecall_en_64k .*--fetch lveval --data_root"):
         BenchmarkSuite("lveval", given)
-    given = inputs(tasks=ENGLISH, max_examples=2)
+    given = inputs(tasks=ENGLISH, max_examples=2, max_context=CONTEXT)
     suite = BenchmarkSuite("lveval", given)
     keys = [unit.key for unit in suite.units()]
     examples = (f"{ENGLISH[0]}/1", f"{ENGLISH[0]}/3", f"{ENGLISH[1]}/1")
@@ -81,6 +83,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
         short, cut = (first[f"{ENGLISH[0]}/{line}/{variant}"] for line in (1, 3))
         assert not short["truncated"] and cut["truncated"]
         assert room - 2 <= cut["prompt_tokens"] <= room + SEAM_TOKENS and short["prompt_tokens"] < 200
+        assert all(r["evicted"] == r["prompt_tokens"] - TINY_WINDOW.lossless_budget > 0 for r in (short, cut))
     said = [first[f"{ENGLISH[0]}/{line}/full"]["answer"] for line in (1, 3)]
     assert all(said) and said[0] != first[f"{ENGLISH[0]}/1/ahn"]["answer"]  # the memory acts
 
@@ -110,7 +113,12 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
         ["factrecall_en, mean of lengths", "25.00"],
         ["mean of 2 tasks", "25.00"],
     ]
-    assert by_task.rows[0][:4] == [ENGLISH[0], "f1", "2", "1"] and by_task.rows[0][5] == "50.00"
+    evicted = task["evicted"]
+    assert by_task.rows[0][:4] == [ENGLISH[0], "f1", "2", "1"]
+    assert by_task.rows[0][5:8] == [f"{evicted['mean']:,.0f}", "100%", "50.00"]
+    lengths = [first[f"{ENGLISH[0]}/{line}/full"]["prompt_tokens"] for line in (1, 3)]
+    expected = [n - TINY_WINDOW.lossless_budget for n in lengths]
+    assert evicted == {"min": min(expected), "mean": sum(expected) / 2, "max": max(expected), "share": 1.0}
     assert published == averages_table("lveval") and published.rows[0] == ["full attention", "4.41", "3.62", "4.99"]
     assert "1,024 tokens" in section.lead and "1 longer prompts" in section.lead and "1 rows of" in section.lead
 
@@ -132,25 +140,64 @@ def test_generation_goes_on_from_the_prompt_as_the_official_code_tokenises_it(tm
     assert section.tables[0].rows == [["mean of 1 task", "0.00"]] and "ROUGE" in section.note
 
 
-def test_one_limit_holds_for_all_variants(tmp_path, inputs, readers):
-    write(tmp_path, "lveval", ENGLISH[0], lveval_row(BOOK))
-    suite = BenchmarkSuite("lveval", inputs(("window", "full_yarn"), tasks=ENGLISH[:1]))
-    records = measure(suite, readers)
-    assert suite.settings["context"] == 2 * CONTEXT
-    (length,) = {record["prompt_tokens"] for record in records.values()}
-    assert CONTEXT < length <= 2 * CONTEXT
+def test_prompts_are_whole_and_full_attention_says_what_it_cannot_do(tmp_path, inputs, readers):
+    """The base has 1,024 positions; the window needs no more, and YaRN brings twice as many."""
+    half = BOOK[: len(BOOK) // 2]
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row(half), lveval_row("short"), lveval_row(BOOK))
+    suite = BenchmarkSuite("lveval", inputs(("window", "full", "full_yarn"), tasks=ENGLISH[:1]))
+    records = measure(suite, {**readers, "full_yarn": readers["window"]})  # what it answers does not matter here
+    tokenizer = inputs().tokenizer
+    (task,) = (task for task in LVEVAL.tasks if task.name == ENGLISH[0])
+    for line, context in ((1, half), (2, "short"), (3, BOOK)):
+        prompt = task.read_row("", task.name, lveval_row(context)).prompt
+        found = {records[f"{ENGLISH[0]}/{line}/{v}"]["prompt_tokens"] for v in ("window", "full", "full_yarn")}
+        assert found == {len(tokenizer(prompt).input_ids)}
+    summary = suite.summarise(records)
+    assert suite.settings["context"] is summary["context"] is None
+    assert summary["beyond_positions"] == {
+        "full": {"positions": CONTEXT, "prompts": 2, "of": 3},
+        "full_yarn": {"positions": 2 * CONTEXT, "prompts": 1, "of": 3},
+    }
+    (section,) = suite.sections(summary, records)
+    marked = ("sinks + window", "full (past its 1,024 positions)", "full, YaRN (past its 2,048 positions)")
+    assert section.tables[0].header[1:] == marked and section.tables[2].header[-3:] == marked
+    assert section.note.startswith("full: 2 of 3 prompts with their answers are longer than the 1,024 positions")
+    assert "prompt, whole." in section.lead
+    few = BenchmarkSuite("lveval", inputs(("window", "full"), tasks=ENGLISH[:1], max_context=CONTEXT))
+    assert few.summarise(measure(few, readers))["beyond_positions"] == {}
+
+
+def test_prompts_that_evict_nothing_are_refused_unless_asked_for(tmp_path, inputs, readers):
+    write(tmp_path, "lveval", ENGLISH[0], lveval_row("short"), lveval_row("shorter"))
+
+    def make(window, variants=("full", "window"), **settings):
+        given = inputs(variants, tasks=ENGLISH[:1], **settings)
+        return BenchmarkSuite("lveval", replace(given, window=window))
+
+    (longest,) = {max(r["prompt_tokens"] for r in measure(make(TINY_WINDOW), readers).values())}
+    make(WindowSpec(4, longest - 5))  # evicts one
+    with pytest.raises(
+        UserError, match=rf"--suites lveval: the longest prompt has {longest} tokens, and .* keep {longest}:"
+    ):
+        make(WindowSpec(4, longest - 4))
+    with pytest.raises(UserError, match=r"--suites lveval --max_context 60: the longest .*--allow_no_evictions$"):
+        make(WindowSpec(4, 60), max_context=60)
+    make(WindowSpec(4, longest), variants=("full", "full_yarn"))  # nothing here has a window
+    asked = make(WindowSpec(4, longest), allow_no_evictions=True)
+    assert {record["evicted"] for record in measure(asked, readers).values()} == {0}
 
 
 def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, readers):
     write(tmp_path, "lveval", ENGLISH[0], lveval_row("short"), lveval_row(BOOK))
-    given = inputs(("window",), tasks=ENGLISH[:1], chat=True)
+    given = inputs(("window",), tasks=ENGLISH[:1], chat=True, max_context=CONTEXT)
     with pytest.raises(UserError, match=r"--chat: the tokenizer .* has no chat template"):
         BenchmarkSuite("lveval", given)
     before, after = "[user]" + "-" * 30, "[assistant]"
     template = f"{{% for m in messages %}}{before}{{{{ m.content }}}}{{% endfor %}}{after}"
     given.tokenizer.chat_template = template
+    settings = {"tasks": ENGLISH[:1], "max_context": CONTEXT}
     plain, chat = (
-        measure(BenchmarkSuite("lveval", inputs(("window",), given.tokenizer, tasks=ENGLISH[:1], chat=c)), readers)
+        measure(BenchmarkSuite("lveval", inputs(("window",), given.tokenizer, chat=c, **settings)), readers)
         for c in (False, True)
     )
     tokenizers = [AutoTokenizer.from_pretrained(given.files.tokenizer) for _ in range(2)]
@@ -169,7 +216,7 @@ def test_a_chat_template_wraps_the_prompt_and_takes_its_room(tmp_path, inputs, r
 
 def summarise(benchmark, tasks, scores):
     """`scores`: by task and variant, of each example."""
-    of_all = {"answer": "", "truncated": False, "prompt_tokens": 9, "seconds": 1.0}
+    of_all = {"answer": "", "truncated": False, "prompt_tokens": 9, "evicted": 1, "seconds": 1.0}
     records = {
         f"{task}/{i}/{variant}": {**of_all, "score": score}
         for task, of_task in scores.items()
@@ -178,7 +225,7 @@ def summarise(benchmark, tasks, scores):
     }
     variants = tuple(scores[tasks[0].name])
     summary = summarise_scores(benchmark.name, tasks, variants, dict(sorted(records.items(), reverse=True)))
-    return {**summary, "chat": False, "context": 9, "bad_rows": {}}
+    return {**summary, "chat": False, "context": 9, "bad_rows": {}, "beyond_positions": {}}
 
 
 def test_intervals_stay_between_no_score_and_all_of_it():
@@ -214,7 +261,7 @@ def test_averages_are_compared_with_the_windows_example_by_example():
     assert over.header == ("", "full", "sinks + window + AHN")
     assert over.rows[-1][::2] == ["mean of 2 tasks", f"+2.75 ({low:+.2f} to {high:+.2f})"]
     assert over.rows[1] == ["32k, mean of sets", "+0.00", "+0.00"]
-    assert by_task.rows[1][5:] == means.rows[1][1:] == ["50.00 (6.76 to 93.24)"] * 3
+    assert by_task.rows[1][7:] == means.rows[1][1:] == ["50.00 (6.76 to 93.24)"] * 3
     both = {ENGLISH[0]: uneven, ENGLISH[1]: uneven}
     (low, high), (low_alone, high_alone) = (
         found["average"]["window"]["ci95"]
@@ -239,8 +286,8 @@ def test_what_cannot_be_run_is_one_line(tmp_path, inputs):
     assert refused(tasks=["passkey"], suites=both).endswith("none is LV-Eval's; leave lveval out of --suites")
     assert "no such task of lveval or infinitebench; they are" in refused(tasks=["passkey", "x"], suites=both)
     assert "and 49 more" in refused() and f"--fetch lveval --data_root {tmp_path}" in refused()
-    assert refused("infinitebench", suites=both).startswith(
-        "--tasks: longbook_sum_eng generates up to 1,200 tokens, so"
+    assert refused("infinitebench", suites=both, max_context=CONTEXT).startswith(
+        "--max_context 1024: longbook_sum_eng generates up to 1,200 tokens, so it has no room"
     )
     write(tmp_path, "lveval", ENGLISH[0], {})
     with pytest.raises(DataError, match="has no row of factrecall_en_16k"):

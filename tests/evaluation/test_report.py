@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.drawing import draw
+from pipeline.evaluation.evictions import NOTHING
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report
 from pipeline.evaluation.suite import Picture, Section, Table, Tile
@@ -19,6 +20,7 @@ from pipeline.evaluation.writing import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = {"Weights": {"model": "runs/demo/adapter", "sha256": "ab" * 32}, "Machine": {"processes": "2"}}
+EVICTED = {"min": 0, "mean": 0.75, "max": 3, "share": 0.375}
 
 
 class Lengths:
@@ -42,7 +44,7 @@ class Lengths:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    records = {f"lib/<b>{i}</b>.py": {"length": i} for i in range(4)}
+    records = {f"lib/<b>{i}</b>.py": {"length": i, "evicted": [i, 0]} for i in range(4)}
     curve = TrainingCurve(list(range(1, 61)), [0.5 / i for i in range(1, 61)], "training loss")
     return folder, records, write_report(folder, [SuiteResult(Lengths(), records)], FACTS, curve)
 
@@ -59,7 +61,8 @@ def test_page_is_self_contained_and_escaped(report) -> None:
 def test_page_has_every_part_of_a_section_and_a_way_to_it(report) -> None:
     page = (report[0] / "report.html").read_text()
     assert 'href="#some-lengths"' in page and '<section id="some-lengths">' in page
-    for part in ("lead", "<b>6</b>", "<caption>files</caption>", "<summary>folded</summary>", 'alt="alt"', "note"):
+    told = "have evicted 0 to 3 tokens, 1 on average; 38% of the prompts evict any. lead"
+    for part in (told, "<b>6</b>", "<caption>files</caption>", "<summary>folded</summary>", 'alt="alt"', "note"):
         assert part in page
     assert '<tr class="emphasised"><th>lib/&lt;b&gt;1&lt;/b&gt;.py</th><td>1</td></tr>' in page
 
@@ -73,7 +76,8 @@ def test_the_terminal_has_every_section_but_what_is_folded(report) -> None:
 
 def test_json_and_examples_read_back(report) -> None:
     folder, records, summary = report
-    assert json.loads((folder / "report.json").read_text()) == summary == {"lengths": {"total": 6}}
+    assert json.loads((folder / "report.json").read_text()) == summary == {"lengths": {"evicted": EVICTED, "total": 6}}
+    assert next(iter(summary["lengths"])) == "evicted"
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     assert lines == [{"suite": "lengths", "key": key, **record} for key, record in records.items()]
 
@@ -82,11 +86,16 @@ def test_a_suite_that_measured_nothing_says_in_the_report_what_it_needs(tmp_path
     class Unmeasured(Lengths):
         name = "unmeasured"
 
-    results = [SuiteResult(Unmeasured(), {}, "it needs <x>"), SuiteResult(Lengths(), {"a": {"length": 3}})]
-    assert write_report(tmp_path, results, FACTS, None) == {"lengths": {"total": 3}}
+    results = [
+        SuiteResult(Unmeasured(), {}, "it needs <x>"),
+        SuiteResult(Lengths(), {"a": {"length": 3, "evicted": 0}}),
+    ]
+    nothing = dict.fromkeys(EVICTED, 0)
+    assert write_report(tmp_path, results, FACTS, None) == {"lengths": {"evicted": nothing, "total": 3}}
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Not measured: unmeasured</h2>" in page and "it needs &lt;x&gt;." in page
     assert page.index("Some lengths") < page.index("Not measured: unmeasured")
+    assert "<h2>Nothing evicted: Some lengths</h2>" in page and f"{NOTHING} lead" in page
 
 
 def folder_of(path, rank=0, window_size=96, **suites) -> EvaluationFolder:
@@ -197,7 +206,12 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(UserError, match=r"--output .* cannot be written: File too large; what is measured is kept"):
-            write_report(tmp_path, [SuiteResult(Lengths(), {"a": {"length": 3, "text": "x" * 200_000}})], FACTS, None)
+            write_report(
+                tmp_path,
+                [SuiteResult(Lengths(), {"a": {"length": 3, "evicted": 3, "text": "x" * 200_000}})],
+                FACTS,
+                None,
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
@@ -208,6 +222,7 @@ FILL_A_DISK = """
 import subprocess, sys
 from pathlib import Path
 from pipeline.errors import UserError
+from pipeline.evaluation.evictions import NOTHING
 from pipeline.evaluation.records import EvaluationFolder
 
 disk, rank = Path(sys.argv[1]), int(sys.argv[2])

@@ -27,10 +27,11 @@ DEFAULT_WINDOWS = (1, 2, 4, 8, 16)
 class AbsorbedSuite:
     """One unit a document and variant; the document and the text after it are read once, going on.
 
-    A record has `document`, `variant` and `distances`: for each number of windows `windows` and `questions`, which has
-    for each fact `recalled` (greedy decoding gives the answer: all its tokens are the likeliest) and, of the answer's
-    tokens, given those before, `log_prob` (their sum, nats), `tokens` and `top1` (how many are the likeliest). `ahn`
-    has `foreign` beside `questions`: the same where all was read with the next document's memory instead of its own.
+    A record has `document`, `variant`, `evicted` (at each distance) and `distances`: for each number of windows
+    `windows` and `questions`, which has for each fact `recalled` (greedy decoding gives the answer: all its tokens are
+    the likeliest) and, of the answer's tokens, given those before, `log_prob` (their sum, nats), `tokens` and `top1`
+    (how many are the likeliest). `ahn` has `foreign` beside `questions`: the same where all was read with the next
+    document's memory instead of its own.
 
     Raises:
         UserError: more facts than there are names, or a haystack that is too short for the distances.
@@ -87,7 +88,7 @@ class AbsorbedSuite:
         number, reader = int(unit.key.split("/")[0]), readers[variant]
         document = self.document(number)
         other = self.document(number + 1) if variant == "ahn" else None
-        cache, both, distances = reader.new_cache(), reader.new_cache(), []
+        cache, both, distances, evicted = reader.new_cache(), reader.new_cache(), [], []
         for windows in self._windows:
             end = len(document.tokens) + windows * self._window.window_size
             context = [*document.tokens, *document.filler][:end]
@@ -97,7 +98,8 @@ class AbsorbedSuite:
                 read_on_beside(reader, context, other, both)
                 found["foreign"] = ask_all(reader, document, context, own_row(both))
             distances.append(found)
-        return {"document": number, "variant": variant, "distances": distances}
+            evicted.append(self._window.num_evicted(len(context)))
+        return {"document": number, "variant": variant, "evicted": evicted, "distances": distances}
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
         return summarise(list(records.values()), self._variants, self._windows)

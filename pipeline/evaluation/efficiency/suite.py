@@ -24,8 +24,8 @@ AS_COSTLY_AS_ANOTHER = ("memory_off", "full_yarn")
 class EfficiencySuite:
     """One unit a variant and length, all taken by one process.
 
-    A record has `variant`, `length`, `device` and `threads` (of the process, on the CPU), the fields of `Timing`, all
-    None where memory did not suffice, and `accounted` with those of `Accounted` or None.
+    A record has `variant`, `length`, `evicted`, `device` and `threads` (of the process, on the CPU), the fields of
+    `Timing`, all None where memory did not suffice, and `accounted` with those of `Accounted` or None.
 
     Raises:
         UserError: the haystack is empty.
@@ -60,6 +60,7 @@ class EfficiencySuite:
         return {
             "variant": variant,
             "length": length,
+            "evicted": self._window.num_evicted(length),
             "device": name_device(),
             "threads": torch.get_num_threads(),
             **(dict.fromkeys(f.name for f in fields(Timing)) if timing is None else asdict(timing)),

@@ -25,10 +25,10 @@ SIGNIFICANT_DIGITS = 7
 class HeldoutSuite:
     """One unit a piece of text: all variants beside full attention, whose distributions the KL needs.
 
-    A record has `document`, `length`, `positions` [M] (0-based in the piece; the value at t is about predicting token
-    t + 1), and by variant `kl` (to full attention) and `nll`, [M] each, in nats. With `ahn`, where the folder has
-    another document, both have `foreign` too: the AHN with the memory of `partner`, for the first positions, as far as
-    that text reaches. The first piece's has `rounding_kl`, where the model's dtype is narrower than float32.
+    A record has `document`, `length`, `evicted`, `positions` [M] (0-based in the piece; the value at t is about
+    predicting token t + 1), and by variant `kl` (to full attention) and `nll`, [M] each, in nats. With `ahn`, where the
+    folder has another document, both have `foreign` too: the AHN with the memory of `partner`, for the first positions,
+    as far as that text reaches. The first piece's has `rounding_kl`, where the model's dtype is narrower than float32.
 
     Raises:
         UserError: no --data, or nothing to compare full attention with.
@@ -69,6 +69,7 @@ class HeldoutSuite:
         record: Record = {
             "document": piece.document,
             "length": len(tokens),
+            "evicted": self._window.num_evicted(len(tokens)),
             "positions": piece.positions.tolist(),
             **{
                 name: {row: [_rounded(x) for x in values.tolist()] for row, values in by_row.items()}

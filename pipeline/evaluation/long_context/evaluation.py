@@ -1,7 +1,8 @@
 """Suites `lveval` and `infinitebench`: every variant answers the official prompts, scored by the official metrics.
 
-One limit holds for all variants of a run, so that all see the same prompt: the base's max_position_embeddings, times
---yarn_factor where `full_yarn` is among the variants. A longer prompt loses its middle, as the official code cuts it.
+All variants of a run see the same prompt: whole, or with --max_context without its middle, as the official code cuts
+it. The base's max_position_embeddings are no limit, for a window is not bound by them; where full attention would need
+more of them, the result says so.
 """
 
 import fnmatch
@@ -13,14 +14,16 @@ from typing import Any, Literal
 
 from pipeline.config import Variant
 from pipeline.errors import UserError
+from pipeline.evaluation.evictions import require_evictions
 from pipeline.evaluation.infinitebench.tasks import INFINITEBENCH
 from pipeline.evaluation.long_context.data_files import TaskData, fetch_command, locate_tasks
+from pipeline.evaluation.long_context.encoding import PromptEncoder
 from pipeline.evaluation.long_context.scores import summarise_scores
 from pipeline.evaluation.long_context.sections import make_section
 from pipeline.evaluation.long_context.suite import LongContextExample, TaskSpec
 from pipeline.evaluation.long_context.suite import Suite as Benchmark
-from pipeline.evaluation.long_context.truncation import SEAM_TOKENS, MiddleTruncation, count_template_tokens
 from pipeline.evaluation.lveval.tasks import LVEVAL
+from pipeline.evaluation.positions import positions_of
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
 from pipeline.model.loading import load_config
@@ -31,10 +34,11 @@ BENCHMARKS: dict[str, Benchmark] = {"lveval": LVEVAL, "infinitebench": INFINITEB
 class BenchmarkSuite:
     """One unit a task, example and variant, with key "task/line/variant".
 
-    A record has `score` (0 .. 1), `answer`, `prompt_tokens`, `truncated` and `seconds`.
+    A record has `score` (0 .. 1), `answer`, `prompt_tokens`, `evicted`, `truncated` and `seconds`.
 
     Raises:
-        UserError: no --data_root, missing files, an unknown task, no chat template, or no room for a prompt.
+        UserError: no --data_root, missing files, an unknown task, no chat template, no room for a prompt, or
+            no prompt that evicts anything.
         DataError: a file is damaged or has no row of its task.
     """
 
@@ -50,33 +54,39 @@ class BenchmarkSuite:
         if config.chat and inputs.tokenizer.chat_template is None:
             raise UserError(f"--chat: the tokenizer {inputs.files.tokenizer} has no chat template; leave --chat out")
         tasks = _choose_tasks(self._benchmark, config.tasks, [suite for suite in config.suites if suite in BENCHMARKS])
-        self._context = _context(inputs)
-        template_tokens = count_template_tokens(inputs.tokenizer) if config.chat else 0
-        self._truncations = {}
-        for task in tasks:
-            room = self._context - task.max_new_tokens - template_tokens - SEAM_TOKENS
-            if room < 2:
-                raise UserError(
-                    f"--tasks: {task.name} generates up to {task.max_new_tokens:,} tokens, so a context of "
-                    f"{self._context:,} has no room for its prompt; leave it out"
-                )
-            self._truncations[task.name] = MiddleTruncation(self._benchmark, inputs.tokenizer, room)
+        self._context, self._window = config.max_context, inputs.window
+        self._encoder = PromptEncoder(self._benchmark, tasks, inputs.tokenizer, config.max_context, is_chat=config.chat)
+        base = load_config(inputs.files.tokenizer)
+        self._positions = {v: positions_of(v, base, config.yarn_factor) for v in inputs.variants}
         self._data = {data.task.name: data for data in locate_tasks(self._benchmark, tasks, config.data_root)}
         self._ids, self._bad_rows, self._fingerprint = _scan(self._data, config.max_examples)
         self._reading: tuple[str, Iterator[LongContextExample]] = ("", iter(()))
         self._prompt: tuple[LongContextExample, list[int], bool] | None = None
+        if not config.allow_no_evictions:
+            self._check_evictions()
 
-    @property
-    def _around_prompts(self) -> str | list[int]:
-        """What the tokenizer puts around each: its template's fingerprint (some write a date), or special tokens."""
-        if self._is_chat:
-            return hashlib.sha256(json.dumps(self._tokenizer.chat_template).encode()).hexdigest()[:16]
-        return self._tokenizer("").input_ids
+    def _check_evictions(self) -> None:
+        """
+        Raises:
+            UserError: no prompt evicts anything.
+        """
+        longest = 0
+        for key in self._ids:
+            longest = max(longest, len(self._encoder.encode(self._find_example(key))[0]))
+            if self._window.num_evicted(longest) > 0:
+                break  # mostly at once
+        cut = "" if self._context is None else f" --max_context {self._context}"
+        require_evictions(f"--suites {self.name}{cut}", longest, self._window, self._variants)
 
     @property
     def settings(self) -> dict[str, Any]:
         data = f"{len(self._data)} tasks, {len(self._ids)} examples, sha256 {self._fingerprint}"
-        return {"data": data, "context": self._context, "chat": self._is_chat, "around_prompts": self._around_prompts}
+        return {
+            "data": data,
+            "context": self._context,
+            "chat": self._is_chat,
+            "around_prompts": self._encoder.around_prompts,
+        }
 
     def units(self) -> list[Unit]:
         """At each example another variant comes first: else the same few of several processes would read all of them
@@ -97,6 +107,7 @@ class BenchmarkSuite:
             "score": task.score(answer, example),
             "answer": answer,
             "prompt_tokens": len(tokens),
+            "evicted": self._window.num_evicted(len(tokens)),
             "truncated": is_truncated,
             "seconds": seconds,
         }
@@ -104,7 +115,22 @@ class BenchmarkSuite:
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
         tasks = [data.task for data in self._data.values()]
         scores = summarise_scores(self.name, tasks, self._variants, records)
-        return {"context": self._context, "chat": self._is_chat, "bad_rows": self._bad_rows, **scores}
+        common = {"context": self._context, "chat": self._is_chat, "bad_rows": self._bad_rows}
+        return {**common, "beyond_positions": self._find_beyond(records), **scores}
+
+    def _find_beyond(self, records: Mapping[str, Record]) -> dict[Variant, dict[str, int]]:
+        """Of variants that some prompt with its answer has too many `positions` for: how many `prompts` `of` all."""
+        found = {}
+        for variant, positions in self._positions.items():
+            lengths = [
+                record["prompt_tokens"] + self._data[key.split("/")[0]].task.max_new_tokens
+                for key, record in records.items()
+                if key.endswith(f"/{variant}")
+            ]
+            beyond = 0 if positions is None else sum(length > positions for length in lengths)
+            if beyond:
+                found[variant] = {"positions": positions, "prompts": beyond, "of": len(lengths)}
+        return found
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
         return [make_section(self._benchmark, summary)]
@@ -113,13 +139,7 @@ class BenchmarkSuite:
         """Example, its tokens as they are read, and whether it lost its middle; kept for the next variant."""
         if self._prompt is None or self._prompt[0].id != key:
             example = self._find_example(key)
-            text = self._truncations[example.task].fit(example)
-            is_truncated = text != example.prompt
-            if self._is_chat:
-                message = [{"role": "user", "content": text}]
-                text = self._tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-            tokens = self._tokenizer(text, add_special_tokens=not self._is_chat, verbose=False).input_ids
-            self._prompt = (example, tokens, is_truncated)
+            self._prompt = (example, *self._encoder.encode(example))
         return self._prompt
 
     def _find_example(self, key: str) -> LongContextExample:
@@ -145,13 +165,6 @@ def _choose_tasks(benchmark: Benchmark, asked: list[str] | None, suites: list[st
     if not chosen:
         raise UserError(f"--tasks {asked}: none is {benchmark.title}'s; leave {benchmark.name} out of --suites")
     return chosen
-
-
-def _context(inputs: EvaluationInputs) -> int:
-    """Tokens of prompt and answer together."""
-    config = load_config(inputs.files.tokenizer).get_text_config()
-    factor = inputs.config.yarn_factor if "full_yarn" in inputs.variants else 1.0
-    return int(config.max_position_embeddings * factor)
 
 
 def _scan(data: Mapping[str, TaskData], max_examples: int | None) -> tuple[list[str], dict[str, int], str]:

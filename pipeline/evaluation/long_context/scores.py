@@ -1,6 +1,6 @@
 """From records of answers to scores by task, by length and by set."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config import Variant
 from pipeline.evaluation.bootstrap import paired_interval
+from pipeline.evaluation.evictions import summarise_evictions
 from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.stratified import TaskDraws, draw_task, mean_intervals
 from pipeline.evaluation.suite import Record
@@ -21,7 +22,8 @@ def summarise_scores(
     """Scores are means x 100 over examples; averages are means of tasks' scores, each task counting the same.
 
     Returns:
-        `tasks`: by name, the metric, numbers of `examples` and of those `truncated`, mean `prompt_tokens`, and by
+        `tasks`: by name, the metric, numbers of `examples` and of those `truncated`, mean `prompt_tokens`, what was
+        `evicted` (as `summarise_evictions` says), and by
         variant `score` with `ci95` (bootstrap over examples; None for fewer than three). `average`: by variant `score`,
         `over_window`, what it is above the window's (None of the window, and without it), and `ci95` of both, paired
         (None where a task has fewer than three examples, or all have the window's score). Of LV-Eval also `lengths`
@@ -67,6 +69,7 @@ def _summarise_task(
         "metric": task.metric,
         "examples": len(of_one),
         "truncated": sum(record["truncated"] for record in of_one),
+        "evicted": summarise_evictions(Counter(record["evicted"] for record in of_one)),
         "prompt_tokens": float(np.mean([record["prompt_tokens"] for record in of_one])),
         "scores": scores,
     }

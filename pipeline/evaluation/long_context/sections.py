@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.config import Variant
 from pipeline.evaluation.long_context.suite import Suite as Benchmark
+from pipeline.evaluation.positions import describe_beyond
 from pipeline.evaluation.published import averages_table
 from pipeline.evaluation.suite import Section, Table
 from pipeline.evaluation.variant_style import LABELS
@@ -21,8 +23,8 @@ OFFICIAL_CODE = {
 
 def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
     """Averages, what they are above the window's, tasks, and the published averages beside."""
-    tasks, labels = summary["tasks"], [LABELS[variant] for variant in summary["average"]]
-    header = ("task", "metric", "examples", "shortened", "prompt tokens", *labels)
+    tasks, labels = summary["tasks"], [_label(variant, summary) for variant in summary["average"]]
+    header = ("task", "metric", "examples", "shortened", "prompt tokens", "evicted", "evict any", *labels)
     by_task = [
         [
             name,
@@ -30,6 +32,8 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
             str(task["examples"]),
             str(task["truncated"]),
             f"{task['prompt_tokens']:,.0f}",
+            f"{task['evicted']['mean']:,.0f}",
+            f"{task['evicted']['share']:.0%}",
             *(_with_interval(score["score"], score["ci95"]) for score in task["scores"].values()),
         ]
         for name, task in tasks.items()
@@ -37,13 +41,18 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
     num_examples = sum(task["examples"] for task in tasks.values())
     num_truncated = sum(task["truncated"] for task in tasks.values())
     num_bad = sum(summary["bad_rows"].values())
+    context = summary["context"]
     return Section(
         title=benchmark.title,
         lead=(
             f"{num_examples} examples of {len(tasks)} of {len(benchmark.tasks)} tasks. All variants read the same "
-            f"prompt{', as one user message in the chat template' if summary['chat'] else ''}: the limit of prompt and "
-            f"answer is {summary['context']:,} tokens, the base's max_position_embeddings (times --yarn_factor with "
-            f"full_yarn); {num_truncated} longer prompts lost their middle."
+            f"prompt{', as one user message in the chat template' if summary['chat'] else ''}, "
+            + (
+                "whole."
+                if context is None
+                else f"of at most {context:,} tokens with its answer (--max_context); {num_truncated} longer prompts "
+                f"lost their middle."
+            )
             + (f" {num_bad} rows of the files could not be read and are left out." if num_bad else "")
         ),
         tables=(
@@ -51,8 +60,18 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
             Table(header, by_task, "By task, with 95 % bootstrap intervals over examples", is_folded=True),
             averages_table(benchmark.name),
         ),
-        note=f"{INTERVALS} {OFFICIAL_CODE[benchmark.name]}",
+        note=" ".join([*say_beyond(summary), INTERVALS, OFFICIAL_CODE[benchmark.name]]),
     )
+
+
+def say_beyond(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence for each variant with full attention that has too few positions for some prompts."""
+    return [describe_beyond(beyond, LABELS[variant]) for variant, beyond in summary["beyond_positions"].items()]
+
+
+def _label(variant: Variant, summary: Mapping[str, Any]) -> str:
+    beyond = summary["beyond_positions"].get(variant)
+    return LABELS[variant] + (f" (past its {beyond['positions']:,} positions)" if beyond else "")
 
 
 def _averages(summary: Mapping[str, Any]) -> list[Table]:
@@ -69,7 +88,7 @@ def _averages(summary: Mapping[str, Any]) -> list[Table]:
             [name, *(_with_interval(average[variant][key], average[variant][interval], style) for variant in shown)]
             for name, average in averages.items()
         ]
-        return Table(("", *(LABELS[variant] for variant in shown)), rows, caption, emphasised=(len(rows) - 1,))
+        return Table(("", *(_label(variant, summary) for variant in shown)), rows, caption, emphasised=(len(rows) - 1,))
 
     means = table("score", "Mean score x 100, with 95 % bootstrap intervals; tasks count the same")
     over = table("over_window", "The same above sinks + window, paired over examples", "+.2f")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config import NeedleTask, Variant
 from pipeline.errors import UserError
+from pipeline.evaluation.evictions import require_evictions
 from pipeline.evaluation.haystack import make_haystack
 from pipeline.evaluation.needles.answers import mentions, score_answer
 from pipeline.evaluation.needles.documents import EncodedTexts, NeedlePrompt, build_prompt, encode_texts
@@ -41,9 +42,10 @@ class Cell:
 class NeedlesSuite:
     """One unit a prompt and variant. `memory_off` is left out: nothing is written, so it answers as `window` does.
 
-    A record has the fields of `Cell`, `variant`, `text` (what was written, greedily) and `needles`: for each answer
-    `answer`, `evicted`, `recalled` (it is a whole word of `text`), and of the answer's tokens, given the right ones
-    before, `log_prob` (their sum, nats), `tokens` and `top1` (how many are the likeliest of the vocabulary).
+    A record has the fields of `Cell`, `variant`, `evicted`, `text` (what was written, greedily) and `needles`: for
+    each answer `answer`, whether it is `evicted`, `recalled` (it is a whole word of `text`), and of the answer's
+    tokens, given the right ones before, `log_prob` (their sum, nats), `tokens` and `top1` (how many are the likeliest
+    of the vocabulary).
 
     Raises:
         UserError: lengths that are too short for their questions, or a haystack that is too short for them.
@@ -57,6 +59,9 @@ class NeedlesSuite:
         self._variants = tuple(v for v in inputs.variants if v != "memory_off")
         self._lengths = self._settings.lengths or self._default_lengths()
         self._check_lengths()
+        if not config.allow_no_evictions:
+            asked = " ".join(map(str, self._lengths))
+            require_evictions(f"--needles.lengths {asked}", max(self._lengths), self._window, self._variants)
         self._haystack = make_haystack(inputs, max(self._lengths), "--needles.lengths")
         self._cells = {cell.key: cell for cell in self._grid(self._lengths)}
         self._max_positions = load_config(inputs.files.tokenizer).max_position_embeddings
@@ -101,7 +106,8 @@ class NeedlesSuite:
         texts, encoded = self._encode(cell)
         prompt = self._build(cell, texts, encoded)
         text, needles = self._ask(readers[variant], prompt, texts.answers)
-        return {**vars(cell), "variant": variant, "text": text, "needles": needles}
+        evicted = self._window.num_evicted(len(prompt.tokens))
+        return {**vars(cell), "variant": variant, "evicted": evicted, "text": text, "needles": needles}
 
     def _build(self, cell: Cell, texts: NeedleTexts, encoded: EncodedTexts) -> NeedlePrompt:
         generator = make_generator(**vars(cell), seed=self._seed, stream=2)

@@ -27,8 +27,8 @@ SIGNIFICANT_DIGITS = 6
 class ProbingSuite:
     """For each piece of text a unit `tokens`, and NUM_PARTS that zero each layer's memory in turn; `ahn` alone.
 
-    Records, beside `document`: of `tokens` the text's `ids`, `first`, `norms`, `without_memory`, `loss` and
-    `num_queries` as in `TokenGradients`, and `shares` with their `counts`, binned by distance past W; of the others
+    Records, beside `document` and `evicted`: of `tokens` the text's `ids`, `first`, `norms`, `without_memory`, `loss`
+    and `num_queries` as in `TokenGradients`, and `shares` with their `counts`, binned by distance past W; of the others
     `num_positions` and `kl`, sums in nats by what was zeroed: "none", "all", or a layer's number.
 
     Raises:
@@ -72,17 +72,18 @@ class ProbingSuite:
     def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
         key, part = unit.key.split("/")
         model, piece = readers["ahn"].model, self._pieces[key]
+        piece = _shortened(piece, self._length if part == "tokens" else self._zeroing_length)
+        read = {"document": piece.document, "evicted": self._window.num_evicted(piece.end - piece.start)}
         if part == "tokens":
-            return {"document": piece.document, **self._probe_tokens(model, _shortened(piece, self._length))}
+            return {**read, **self._probe_tokens(model, piece)}
         layers = list(memory_layers(model))
         without = {"none": (), "all": layers, **{str(layer): (layer,) for layer in layers}}
         names = list(without)[int(part.removeprefix("zeroed")) :: NUM_PARTS]
-        piece = _shortened(piece, self._zeroing_length)
         ids, positions = self._read(piece, model.device)
         layer_sets = [without[name] for name in names]
         sums = kl_without(model, ids, positions, self._window, layer_sets, self._chunk_size)
         kl = dict(zip(names, sums, strict=True))
-        return {"document": piece.document, "num_positions": len(positions), "kl": kl}
+        return {**read, "num_positions": len(positions), "kl": kl}
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
         return summarise(list(records.values()), self._tokenizer) if records else {}

@@ -1,0 +1,56 @@
+"""How many tokens the window evicted: without any, a memory was never read, so every suite counts and tells.
+
+A prompt's number is that of the tokens which sinks + window have evicted by its end. It is a property of the prompt:
+full attention, which evicts nothing, has the same prompts.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pipeline.attention.window import WindowSpec
+from pipeline.config import Variant
+from pipeline.errors import UserError
+
+FULL: tuple[Variant, ...] = ("full", "full_yarn")
+"""Variants without a window."""
+NOTHING = "NOTHING WAS EVICTED: no prompt is longer than sinks + window, so this says nothing about a memory."
+
+
+def summarise_evictions(counts: Mapping[int, int]) -> dict[str, Any]:
+    """Of prompts by the tokens that they evicted: `min`, `mean`, `max`, and the `share` that evicted any."""
+    prompts = sum(counts.values())
+    return {
+        "min": min(counts),
+        "mean": sum(evicted * number for evicted, number in counts.items()) / prompts,
+        "max": max(counts),
+        "share": 1 - counts.get(0, 0) / prompts,
+    }
+
+
+def describe_evictions(found: Mapping[str, Any]) -> str:
+    """What `summarise_evictions` found, in a sentence."""
+    if found["max"] == 0:
+        return NOTHING
+    return (
+        f"By the end of its prompt, sinks + window have evicted {found['min']:,} to {found['max']:,} tokens, "
+        f"{found['mean']:,.0f} on average; {found['share']:.0%} of the prompts evict any."
+    )
+
+
+def require_evictions(flag: str, longest: int, window: WindowSpec, variants: Collection[Variant]) -> None:
+    """
+    Args:
+        flag: what decides on the prompts' lengths, with its value.
+        longest: tokens of the longest prompt.
+        window: sinks and window.
+        variants: that are to be measured.
+
+    Raises:
+        UserError: nothing would be evicted, though one of the variants has a window.
+    """
+    if window.num_evicted(longest) == 0 and set(variants) - set(FULL):
+        raise UserError(
+            f"{flag}: the longest prompt has {longest:,} tokens, and sinks + window keep {window.lossless_budget:,}: "
+            f"nothing would be evicted, and the memory never read; give longer ones, a smaller --window_size, or "
+            f"--allow_no_evictions"
+        )
