@@ -46,9 +46,10 @@ def run_lm_eval(
 
     Returns:
         lm-eval's results. Added: "truncation", which gives by task its requests and how many of them lost part of
-        their context, to `max_length` or by a task that cuts its own prompts and has a metric `truncated`. Results of
-        InfiniteBench tasks are labelled, in their alias, as those of lm-eval's variant. Where torch.distributed is
-        initialised, all processes call this, and share the work; those but the first get None.
+        their context, to `max_length` or by a task that cuts its own prompts and has a metric `truncated`; in "config",
+        by task, what was `evicted` (`summarise_evictions`; None with full attention). Results of InfiniteBench tasks
+        are labelled, in their alias, as those of lm-eval's variant. Where torch.distributed is initialised, all
+        processes call this, and share the work; those but the first get None.
 
     Raises:
         UserError: no such task, its data or packages are missing, or the model does not fit it.
@@ -68,10 +69,10 @@ def run_lm_eval(
         return None
     results["config"]["device"] = str(lm.device)
     scores = results["results"]
-    num_requests, num_truncated = lm.count_all()
+    counts = lm.count_all()
     results["truncation"] = {
-        task: {"requests": count, "truncated": num_truncated[task] + scores[task].get("truncated,none", 0)}
-        for task, count in num_requests.items()
+        task: {"requests": count, "truncated": counts.truncated[task] + scores[task].get("truncated,none", 0)}
+        for task, count in counts.requests.items()
     }
     _label_variants(results)
     return results

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.continuations import score_continuation
 from pipeline.evaluation.lm_eval_shares import SharedLM
 from pipeline.evaluation.placement import choose_dtype
+from pipeline.evaluation.positions import trained_positions
 from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
 from pipeline.model.augment import window_of
 from pipeline.model.files import resolve_model
@@ -26,6 +27,8 @@ from pipeline.model.loading import load_model, set_window
 from pipeline.tokenizer import load_tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+UNLIMITED = 2**31 - 1
+"""lm-eval wants a number."""
 
 
 @register_model("ahn")
@@ -64,7 +67,8 @@ class HippocampusLM(SharedLM):
             device: default: the GPU, or the CPU, also where lm-eval's command line says cuda and there is none. Of
                 several processes each takes the GPU of its local rank.
             prefill_chunk: prompt tokens read at a time; prompts share what they begin with in multiples of it.
-            max_length: tokens of context. Default: the model's max_position_embeddings.
+            max_length: tokens of context. Default: with a window, which the base's positions do not bound, none is cut;
+                of full attention the positions that it has (`trained_positions`).
             truncation_side: where a longer context loses tokens. `middle`: LongBench's, LV-Eval's and
                 InfiniteBench's official way; `left`: as lm-eval's own classes do.
             add_bos_token: default: as the tokenizer does.
@@ -92,23 +96,29 @@ class HippocampusLM(SharedLM):
             if tokenizer is None or isinstance(tokenizer, str):
                 name = tokenizer or files.tokenizer
                 tokenizer = load_tokenizer(name, trust_remote_code=bool(trust_remote_code))
+        has_memory = getattr(pretrained.config, "ahn", None) is not None
+        self.window = window_of(pretrained.config) if has_memory else None
+        self.positions = None if has_memory else trained_positions(pretrained.config)
+        limit = max_length or (UNLIMITED if has_memory else self.positions)
         super().__init__(
-            pretrained, backend="causal", tokenizer=tokenizer, max_length=max_length, add_bos_token=add_bos_token
+            pretrained, backend="causal", tokenizer=tokenizer, max_length=limit, add_bos_token=add_bos_token
         )
         self.prefill_chunk, self.truncation_side = prefill_chunk, truncation_side
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's figures, and what ours depend on."""
-        has_memory = getattr(self.config, "ahn", None) is not None
-        num_requests, num_truncated = self.count_all()
+        counts = self.count_all()
         return super().get_model_info() | {
-            "window": str(window_of(self.config)) if has_memory else "full attention",
+            "evicted": None if self.window is None else counts.evictions(),
+            "window": "full attention" if self.window is None else str(self.window),
             "prefill_chunk": self.prefill_chunk,
-            "max_length": self.max_length,
+            "max_length": "whole prompts" if self.max_length == UNLIMITED else self.max_length,
+            "positions": self.positions,
             "truncation_side": self.truncation_side,
             "num_processes": self.world_size,
-            "num_requests": dict(num_requests),
-            "num_truncated": dict(num_truncated),
+            "num_requests": dict(counts.requests),
+            "num_truncated": dict(counts.truncated),
+            "num_beyond_positions": dict(+counts.beyond),
         }
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -132,12 +142,18 @@ class HippocampusLM(SharedLM):
                     f"--tasks {request.task_name}: an answer of {len(tokens)} tokens does not fit a context of "
                     f"{self.max_length}; give a larger --model_args max_length=N"
                 )
-            fitted.append(((context, continuation), self.fit(context_tokens, room, request), tokens))
+            context_tokens = self.fit(context_tokens, room, request)
+            self.count_read(request, len(context_tokens) + len(tokens) - 1)
+            fitted.append(((context, continuation), context_tokens, tokens))
+        self.warn_without_evictions(requests)
         return self._loglikelihood_tokens(fitted, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """As lm-eval's: a longer text is scored in windows, nothing of it is left out."""
-        self.num_requests.update(request.task_name for request in requests)
+        for request in requests:
+            self.counts.requests[request.task_name] += 1
+            self.count_read(request, min(len(self.tok_encode(request.args[0])), self.max_length))
+        self.warn_without_evictions(requests)
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
@@ -188,8 +204,10 @@ class HippocampusLM(SharedLM):
                     f"max_length=N"
                 )
             tokens = self.fit(self.tok_encode(context) or [self.prefix_token_id], room, request)
+            self.count_read(request, len(tokens), kwargs["max_gen_toks"])
             prompts.append(np.array(tokens, np.int32))
             settings.append(kwargs)
+        self.warn_without_evictions(requests)
         answers = [""] * len(requests)
         ends = [len(tokens) - 1 for tokens in prompts]
         with tqdm(total=len(requests), desc="generate", disable=disable_tqdm or self.rank != 0, delay=5) as progress:

@@ -13,7 +13,7 @@ share of every task (`torchrun --nproc_per_node 8 -m pipeline.evaluation.lm_eval
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ def main() -> None:
 
     # Only now: `datasets` and NLTK read their variables when they are imported.
     import lm_eval.tasks
+    import lm_eval.utils
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -63,6 +64,8 @@ def main() -> None:
     asked = harness.parse_args()
     options = prepare_run(asked, own.data_root) if asked.command == "run" else {}
     lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **options)
+    if asked.command == "run" and vars(asked).get("model") == "ahn":
+        lm_eval.utils.make_table = partial(table_below_evictions, lm_eval.utils.make_table)
     failed_writes = FailedWrites()
     with kept_answers():
         harness.execute(asked)
@@ -86,6 +89,14 @@ def check_flags(parsers: Iterable[argparse.ArgumentParser]) -> None:
         flag = argument.partition("=")[0]
         if looks_like_flag(flag) and not any(option.startswith(flag) for option in known):
             raise UserError(f"{flag}: no such flag{suggestion(flag, known)}; see --help")
+
+
+def table_below_evictions(make_table: Callable[..., str], results: dict[str, Any], *arguments: Any) -> str:
+    """lm-eval's table of tasks, below what they evicted; that of groups alone."""
+    from pipeline.evaluation.lm_eval_counts import describe_run
+
+    table = make_table(results, *arguments)
+    return table if arguments else f"{describe_run(results['config'])}\n{table}"
 
 
 def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model of lm-eval's in several processes: each takes its share of every task's examples, and all is counted."""
 
-from collections import Counter
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -10,7 +10,12 @@ import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
+from pipeline.evaluation.evictions import NOTHING
+from pipeline.evaluation.lm_eval_counts import RequestCounts
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -29,18 +34,19 @@ def collective() -> Iterator[None]:
 class SharedLM(HFLM):
     """lm-eval's own class, where torch.distributed is initialised with the whole model in each process.
 
-    `num_requests` and `num_truncated` count by task the requests of this process, and those whose context was cut.
-    `truncation_side` says where.
+    `counts`: of this process's requests. `truncation_side` says where a long context is cut; `window`, what evicts;
+    `positions`, how many full attention has.
     """
 
     truncation_side: Literal["middle", "left"] = "left"
+    window: WindowSpec | None = None
+    positions: int | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Takes what lm-eval's class takes."""
         super().__init__(*arguments, **options)
-        self.num_requests: Counter[str] = Counter()
-        self.num_truncated: Counter[str] = Counter()
-        self._counts_of_ranks: list[tuple[Counter[str], Counter[str]]] = []
+        self.counts = RequestCounts()
+        self._counts_of_ranks: list[RequestCounts] = []
         if dist.is_initialized():
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
@@ -54,7 +60,7 @@ class SharedLM(HFLM):
         if self.world_size > 1:
             counts: list[Any] = [None] * self.world_size
             with collective():
-                dist.all_gather_object(counts, (self.num_requests, self.num_truncated))
+                dist.all_gather_object(counts, self.counts)
             self._counts_of_ranks = counts
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
@@ -62,16 +68,28 @@ class SharedLM(HFLM):
         with collective():
             return super().gather_object(obj, dst)
 
-    def count_all(self) -> tuple[Counter[str], Counter[str]]:
-        """`num_requests` and `num_truncated` of all processes together, up to the last barrier."""
-        of_ranks = self._counts_of_ranks or [(self.num_requests, self.num_truncated)]
-        return sum((r for r, _ in of_ranks), Counter()), sum((t for _, t in of_ranks), Counter())
+    def count_all(self) -> RequestCounts:
+        """Of all processes together, up to the last barrier."""
+        return sum(self._counts_of_ranks or [self.counts], RequestCounts())
 
     def fit(self, context: list[int], room: int, request: Instance) -> list[int]:
         """The context, or `room` tokens of it; counts both by task."""
-        self.num_requests[request.task_name] += 1
+        self.counts.requests[request.task_name] += 1
         if len(context) <= room:
             return context
-        self.num_truncated[request.task_name] += 1
+        self.counts.truncated[request.task_name] += 1
         num_first = room // 2 if self.truncation_side == "middle" else 0
         return context[:num_first] + context[len(context) - (room - num_first) :]
+
+    def count_read(self, request: Instance, length: int, num_new: int = 0) -> None:
+        """Counts by task what `length` tokens evict, and whether they and `num_new` more exceed full attention."""
+        if self.window is not None:
+            self.counts.evicted[request.task_name, self.window.num_evicted(length)] += 1
+        elif self.positions is not None:
+            self.counts.beyond[request.task_name] += length + num_new > self.positions
+
+    def warn_without_evictions(self, requests: Sequence[Instance]) -> None:
+        """Says, before any of them is read, that they evict nothing."""
+        evicted = (n for task, n in self.counts.evicted if task in {request.task_name for request in requests})
+        if self.window is not None and self.rank == 0 and max(evicted, default=1) == 0:
+            logger.warning("%s (%s)", NOTHING, self.window)

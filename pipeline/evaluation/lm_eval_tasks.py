@@ -15,6 +15,7 @@ from pipeline.evaluation.long_context.data_files import locate_tasks
 from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
+from pipeline.evaluation.positions import trained_positions
 from pipeline.model.files import is_published_id, resolve_model
 from pipeline.tokenizer import load_tokenizer
 
@@ -119,11 +120,13 @@ class LocalTasks(Tasks):
     def _build_lveval(self, name: str) -> list[Task | Group]:
         files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
         tokenizer = load_tokenizer(self._arguments["tokenizer"])
-        whole = AutoConfig.from_pretrained(files.base or files.folder).max_position_embeddings
+        max_length = self._arguments.get("max_length")
+        if max_length is None and files.kind == "base":
+            max_length = trained_positions(AutoConfig.from_pretrained(files.folder))
         group = lveval_group(
             self._root(name),
             tokenizer,
-            int(self._arguments.get("max_length") or whole),
+            max_length,
             tasks=[spec.name for spec in _lveval_specs(name)],
             apply_chat_template=self._apply_chat_template,
         )

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
+from pipeline.evaluation.lm_eval_counts import describe_run
 from pipeline.evaluation.lm_eval_harness import run_lm_eval
 from pipeline.evaluation.lm_eval_loading import Tasks
 from pipeline.evaluation.lm_eval_model import HippocampusLM
@@ -120,6 +121,9 @@ def test_equals_lm_evals_own_class_while_nothing_is_evicted(folders, tokenizer, 
         "longbench2_detective": {"requests": 16, "truncated": 0},
     }
     assert ours["config"]["window"] == str(WHOLE) and ours["config"]["prefill_chunk"] == 32
+    nothing = {"min": 0, "mean": 0.0, "max": 0, "share": 0.0}
+    assert ours["config"]["evicted"] == dict.fromkeys(ours["results"], nothing)
+    assert describe_run(ours["config"]).startswith("NOTHING WAS EVICTED: ")
 
 
 REQUESTS = [
@@ -195,7 +199,7 @@ def test_a_rolling_request_is_the_sum_over_its_windows(folders, tokenizer):
     assert ask(lm, request) == pytest.approx(ask(own, request), rel=1e-9)
     whole = HippocampusLM(adapted(folders, torch.float64, WHOLE), tokenizer, prefill_chunk=16)
     assert ask(whole, request) != pytest.approx(ask(lm, request), rel=1e-3)
-    assert lm.num_requests == {"toy": 2} and not lm.num_truncated
+    assert lm.counts.requests == {"toy": 2} and not lm.counts.truncated
 
 
 def test_stop_strings_and_sampling_are_lm_evals(folders, tokenizer):
@@ -236,7 +240,15 @@ def test_long_contexts_are_cut_and_counted_by_task(folders, tokenizer, side, num
     kept = torch.cat([tokens[:, :num_first], tokens[:, tokens.shape[1] - (28 - num_first) :]], 1)
     output = model.generate(kept, attention_mask=torch.ones_like(kept), max_new_tokens=12, do_sample=False)
     assert long == tokenizer.decode(output[0, 28:], skip_special_tokens=True)
-    assert lm.num_requests == {"long": 2, "other": 1} and lm.num_truncated == {"long": 1}
+    assert lm.counts.requests == {"long": 2, "other": 1} and lm.counts.truncated == {"long": 1}
+    short = len(tokenizer("short").input_ids)
+    assert lm.counts.evicted == {
+        ("long", 28 - TINY_WINDOW.lossless_budget): 1,
+        **{(t, 0): 1 for t in ("long", "other")},
+    }
+    assert short <= TINY_WINDOW.lossless_budget and lm.counts.evictions()["long"] == {
+        "min": 0, "mean": (28 - TINY_WINDOW.lossless_budget) / 2, "max": 28 - TINY_WINDOW.lossless_budget, "share": 0.5
+    }  # fmt: skip
     value, _ = lm.loglikelihood([choice(BOOK, " json", "long"), choice("a", " b", "other")], disable_tqdm=True)[0]
     answer = tokenizer(" json", return_tensors="pt", add_special_tokens=False).input_ids
     room = 41 - answer.shape[1]  # the last token is not read
@@ -244,7 +256,43 @@ def test_long_contexts_are_cut_and_counted_by_task(folders, tokenizer, side, num
     kept = torch.cat([tokens[:, :num_first], tokens[:, tokens.shape[1] - (room - num_first) :], answer], 1)
     log_probs = model(kept, use_cache=False).logits[0, room - 1 : -1].log_softmax(-1)
     assert value == pytest.approx(float(log_probs.gather(-1, answer[0, :, None]).sum()), rel=1e-9)
-    assert lm.num_requests == {"long": 3, "other": 2} and lm.num_truncated == {"long": 2}
+    assert lm.counts.requests == {"long": 3, "other": 2} and lm.counts.truncated == {"long": 2}
+
+
+def test_a_window_cuts_no_prompt_and_full_attention_says_what_it_cannot_do(folders, tokenizer, caplog):
+    """The base has 1,024 positions, and the book is longer."""
+    book = BOOK * 12
+    length = len(tokenizer(book).input_ids)
+    requests = [generation(book, "long", max_gen_toks=2), generation("a", "other", max_gen_toks=2)]
+    lm = HippocampusLM(adapted(folders, torch.float32), tokenizer)
+    lm.generate_until(requests, disable_tqdm=True)
+    lm.loglikelihood([choice(book, " json", "choice")], disable_tqdm=True)
+    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (book,), 0, metadata=("whole", 0, 1))])
+    info = lm.get_model_info()
+    evicted = length - TINY_WINDOW.lossless_budget
+    answer = len(tokenizer(" json", add_special_tokens=False).input_ids)
+    assert length > 1024 and info["max_length"] == "whole prompts" and info["num_truncated"] == {}
+    found = {task: of_task["max"] for task, of_task in info["evicted"].items()}
+    assert found == {"long": evicted, "other": 0, "choice": evicted + answer - 1, "whole": evicted}
+    lines = describe_run(info).splitlines()
+    assert lines[0].startswith("long: By the end of its prompt, sinks + window have evicted")
+    assert f" {evicted:,} to {evicted:,} tokens" in lines[0]
+    assert lines[1].startswith("other: NOTHING WAS EVICTED") and "NOTHING" not in caplog.text
+    lm.generate_until(requests[1:], disable_tqdm=True)
+    assert "NOTHING WAS EVICTED" in caplog.text  # before they are read
+
+    base = load_model(str(folders[0]), dtype=torch.float32).eval()
+    cut, beyond = HippocampusLM(base, tokenizer), HippocampusLM(base, tokenizer, max_length=length + 2)
+    for full in (cut, beyond):
+        full.generate_until(requests, disable_tqdm=True)
+    info = cut.get_model_info()
+    assert info["max_length"] == info["positions"] == 1024 and info["evicted"] is None
+    assert "1 of 2 requests lost part of their context to max_length = 1,024" in describe_run(info)
+    info = beyond.get_model_info()
+    assert info["num_truncated"] == {} and info["num_beyond_positions"] == {"long": 1}
+    assert "1 of 2 requests are longer than the 1,024 positions" in describe_run(info)
+    base.config.rope_parameters |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    assert HippocampusLM(base, tokenizer).max_length == 4096
 
 
 def test_infinitebench_results_are_labelled(folders, tokenizer, tmp_path, index):
@@ -299,3 +347,7 @@ def test_the_command_line_knows_the_model(folders, toy_tasks, tmp_path):
     written = json.loads(report.read_text())
     assert written["config"]["window"] == str(WindowSpec(TINY_WINDOW.num_sink_tokens, 24))
     assert 0 <= written["results"]["toy"]["acc,none"] <= 1
+    evicted = written["config"]["evicted"]["toy"]
+    assert evicted["min"] > 100 and evicted["share"] == 1
+    told, table = done.stdout.split("toy: By the end of its prompt, sinks + window have evicted", 1)
+    assert f"{evicted['max']:,} tokens" in table and "|acc" in table and "|acc" not in told

@@ -67,6 +67,8 @@ def test_two_processes_find_what_one_does(tasks, folder, tmp_path):
             assert two["results"][name].get(metric) == (None if expected is None else pytest.approx(expected))
     counts = {"longbench_hotpotqa": 5, "longbench2_detective": 20}
     assert one["config"]["num_requests"] == two["config"]["num_requests"] == counts
+    assert one["config"]["evicted"] == two["config"]["evicted"] and one["config"]["evicted"].keys() == TASKS.keys()
+    assert one["config"]["evicted"]["longbench_hotpotqa"]["share"] == 1
     cut = one["config"]["num_truncated"]
     assert cut == two["config"]["num_truncated"] and 0 < cut["longbench_hotpotqa"] < 5
     assert (one["config"]["num_processes"], two["config"]["num_processes"]) == (1, 2)

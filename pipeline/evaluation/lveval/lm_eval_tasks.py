@@ -20,7 +20,7 @@ from pipeline.evaluation.lveval.tasks import LVEVAL
 def lveval_group(
     data_root: Path,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    max_length: int | None,
     *,
     tasks: Sequence[str] | None = None,
     apply_chat_template: bool = False,
@@ -33,7 +33,7 @@ def lveval_group(
     Args:
         data_root: has the official files in its folder `lveval`.
         tokenizer: of the model.
-        max_length: tokens of context, the new ones included.
+        max_length: tokens of context, the new ones included; None: every prompt is whole.
         tasks: such as "hotpotwikiqa_mixup_16k". Default: all 55.
         apply_chat_template: whether prompts will be wrapped in the tokenizer's template, which takes room.
 
@@ -50,17 +50,20 @@ def lveval_group(
     score = AggMetricConfig(metric="score", aggregation="mean", weight_by_size=False)
     group = Group("lveval", alias="LV-Eval", aggregate_metric_list=[score], metadata={"version": 1})
     for data in locate_tasks(LVEVAL, [specs[name] for name in names], data_root):
-        room = max_length - data.task.max_new_tokens - num_template_tokens - SEAM_TOKENS
-        if room < 2:
-            raise UserError(
-                f"{data.task.name}: a context of {max_length} tokens leaves no room for its prompt; give a larger "
-                f"max_length"
-            )
-        group.add(_build_task(data, MiddleTruncation(LVEVAL, tokenizer, room)))
+        truncation = None
+        if max_length is not None:
+            room = max_length - data.task.max_new_tokens - num_template_tokens - SEAM_TOKENS
+            if room < 2:
+                raise UserError(
+                    f"{data.task.name}: a context of {max_length} tokens leaves no room for its prompt; give a larger "
+                    f"max_length"
+                )
+            truncation = MiddleTruncation(LVEVAL, tokenizer, room)
+        group.add(_build_task(data, truncation))
     return group
 
 
-def _build_task(data: TaskData, truncation: MiddleTruncation) -> ConfigurableTask:
+def _build_task(data: TaskData, truncation: MiddleTruncation | None) -> ConfigurableTask:
     spec, rows = data.task, [_fit_row(example, truncation) for example in data]
     data.warn_of_bad_rows()
 
@@ -89,8 +92,8 @@ def _build_task(data: TaskData, truncation: MiddleTruncation) -> ConfigurableTas
     return ConfigurableTask(config=config)
 
 
-def _fit_row(example: LongContextExample, truncation: MiddleTruncation) -> dict[str, Any]:
-    prompt = truncation.fit(example)
+def _fit_row(example: LongContextExample, truncation: MiddleTruncation | None) -> dict[str, Any]:
+    prompt = example.prompt if truncation is None else truncation.fit(example)
     return {
         "id": example.id,
         "prompt": prompt,
