@@ -1,4 +1,4 @@
-"""lm-eval's tasks as our command line has them: on --data_root's files, with LV-Eval beside them."""
+"""lm-eval's tasks as our command line has them: on --data_root's files, beside LV-Eval and the paper's LongBench."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from lm_eval.api.task import Task
 from transformers import AutoConfig
 
 from pipeline.errors import UserError
+from pipeline.evaluation import paper_longbench
 from pipeline.evaluation.infinitebench import lm_eval_variant
 from pipeline.evaluation.lm_eval_loading import LmEvalTask, Tasks, no_such_task
 from pipeline.evaluation.long_context.data_files import locate_tasks
@@ -19,13 +20,15 @@ from pipeline.evaluation.positions import trained_positions
 from pipeline.model.files import is_published_id, resolve_model
 from pipeline.tokenizer import load_tokenizer
 
+LONGBENCH = set(paper_longbench.TASKS.values())
 LVEVAL_TASKS = [f"{LVEVAL.name}_{spec.name}" for spec in LVEVAL.tasks]
 
 
 class LocalTasks(Tasks):
     """As `Tasks`, for the `TaskManager` of lm-eval's command line.
 
-    Added: the group `lveval` and its tasks, such as `lveval_hotpotwikiqa_mixup_16k`; `infinitebench` on the official
+    Added: the group `lveval` and its tasks, such as `lveval_hotpotwikiqa_mixup_16k`; `paper_longbench` and its own;
+    `infinitebench` on the official
     files, labelled as lm-eval's variant; and, for RULER, the model's tokenizer where --model_args names none.
     """
 
@@ -57,11 +60,13 @@ class LocalTasks(Tasks):
     @property
     def all_tasks(self) -> list[str]:
         """Names of tasks, groups and tags."""
-        return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS})
+        ours = {paper_longbench.GROUP, *paper_longbench.TASKS} if set(super().all_tasks) >= LONGBENCH else set()
+        return sorted({*super().all_tasks, LVEVAL.name, *LVEVAL_TASKS, *ours})
 
     def list_all_tasks(self, list_groups: bool = True, list_tags: bool = True, list_subtasks: bool = True) -> str:
         """lm-eval's tables, and the names that are added."""
-        ours = [*([LVEVAL.name] if list_groups else []), *(LVEVAL_TASKS if list_subtasks else [])]
+        ours = [*([LVEVAL.name, paper_longbench.GROUP] if list_groups else [])]
+        ours += [*LVEVAL_TASKS, *paper_longbench.TASKS] if list_subtasks else []
         listed = super().list_all_tasks(list_groups=list_groups, list_tags=list_tags, list_subtasks=list_subtasks)
         return "\n".join((listed, "On --data_root:", *ours))
 
@@ -91,7 +96,8 @@ class LocalTasks(Tasks):
             UserError: as there, or `check_loaded` says it.
         """
         specs = task_list if isinstance(task_list, list) else [task_list]
-        groups = [f"{name}_" for name in (LVEVAL.name, lm_eval_variant.GROUP) if name in specs]
+        names = (LVEVAL.name, lm_eval_variant.GROUP, paper_longbench.GROUP)
+        groups = [f"{name}_" for name in names if name in specs]
         loaded = super().load([s for s in specs if not (isinstance(s, str) and s.startswith(tuple(groups)))])
         if self._check_loaded is not None:
             self._check_loaded(loaded["tasks"])
@@ -100,6 +106,8 @@ class LocalTasks(Tasks):
     def _build(self, spec: LmEvalTask) -> list[Task | Group]:
         if spec in (LVEVAL.name, *LVEVAL_TASKS):
             return self._build_lveval(spec)
+        if spec in (paper_longbench.GROUP, *paper_longbench.TASKS):
+            return self._build_paper_longbench(spec)
         if isinstance(spec, str) and spec.split("_")[0] == lm_eval_variant.GROUP:
             root = self._root(spec)
             tasks = [t for n in self._variants(spec) for t in self._build(lm_eval_variant.on_data_root(n, root))]
@@ -116,6 +124,17 @@ class LocalTasks(Tasks):
         if name != lm_eval_variant.GROUP:
             return [name]
         return [task for task in self.all_subtasks if task.startswith(f"{name}_")]
+
+    def _build_paper_longbench(self, name: str) -> list[Task | Group]:
+        chosen = [name] if name in paper_longbench.TASKS else list(paper_longbench.TASKS)
+        files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
+        group = paper_longbench.paper_longbench_group(
+            {task: super(LocalTasks, self)._build(paper_longbench.TASKS[task])[0] for task in chosen},
+            AutoTokenizer.from_pretrained(self._arguments["tokenizer"]),
+            files.choose_window(self._arguments.get("num_sink_tokens"), self._arguments.get("window_size")),
+            apply_chat_template=self._apply_chat_template,
+        )
+        return list(group) if name in paper_longbench.TASKS else [group]
 
     def _build_lveval(self, name: str) -> list[Task | Group]:
         files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))

@@ -32,7 +32,7 @@ SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json"
 HOTPOT = ("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b")
 NLTK_PACKAGE = "punkt_tab"
 TASKS = {  # of lm-eval, by the start of their names
-    "longbench": re.compile("longbench($|_)"),
+    "longbench": re.compile("(paper_)?longbench($|_)"),
     "longbench2": re.compile("longbench2($|_)"),
     "babilong": re.compile("babilong($|_)"),
     "ruler": re.compile("ruler($|_)|niah_"),

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.config import Variant
 from pipeline.evaluation.long_context.suite import Suite as Benchmark
 from pipeline.evaluation.positions import describe_beyond
-from pipeline.evaluation.published import averages_table
+from pipeline.evaluation.published import averages_table, protocol_table
 from pipeline.evaluation.suite import Section, Table
 from pipeline.evaluation.variant_style import LABELS
 
@@ -16,8 +16,8 @@ INTERVALS = (
 )
 OFFICIAL_CODE = {
     "lveval": "Scores are those of the benchmark's official code.",
-    "infinitebench": "Scores are those of the benchmark's official code. The published rows are of other models and of "
-    "the paper's choice of tasks; its code scores InfiniteBench's questions with ROUGE.",
+    "infinitebench": "Scores are those of the benchmark's official code. The paper's code scores InfiniteBench's "
+    "questions with ROUGE, so its figures are no measure for these.",
 }
 
 
@@ -59,6 +59,7 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
             *_averages(summary),
             Table(header, by_task, "By task, with 95 % bootstrap intervals over examples", is_folded=True),
             averages_table(benchmark.name),
+            protocol_table(benchmark.name),
         ),
         note=" ".join([*say_beyond(summary), INTERVALS, OFFICIAL_CODE[benchmark.name]]),
     )
