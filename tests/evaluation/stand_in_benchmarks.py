@@ -17,7 +17,10 @@ NLTK = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages"
 BOOK = "the session is a folder with tokens, and its scope is json. " * 30
 QUESTION = {"context": BOOK, "question": "Who is it?"}
 LM_EVAL = {  # repository -> (split, configuration -> rows)
-    HUB_DATASETS["longbench"]: ("test", {"hotpotqa": [{**QUESTION, "answers": ["json"], "all_classes": []}]}),
+    HUB_DATASETS["longbench"]: (
+        "test",
+        {name: [{**QUESTION, "answers": ["json"], "all_classes": []}] for name in ("hotpotqa", "triviaqa")},
+    ),
     HUB_DATASETS["longbench2"]: ("train", {"detective": [{**QUESTION, "choices": ["a", "b", "c", "d"], "answer": 1}]}),
     HUB_DATASETS["babilong"]: (
         "qa1",

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 FETCHED = ("lveval", "infinitebench", "longbench", "longbench2", "ruler", "babilong")
 TASKS = {
     "longbench_hotpotqa": "score,none",
+    "paper_longbench_triviaqa": "score,none",
     "longbench2_detective": "acc,none",
     "babilong_qa1": "acc,none",
     "infinitebench_passkey": "score,none",
@@ -75,6 +76,9 @@ def test_every_benchmark_runs_without_a_network(data_root, folder, tmp_path):
         assert 0 <= found["results"][task][metric] <= 1, task
     assert found["config"]["num_requests"] == {**dict.fromkeys(TASKS, 1), "longbench2_detective": 4}
     assert "infinitebench_passkey (lm-eval's variant)" in found["printed"]
+    assert found["config"]["evicted"].keys() == TASKS.keys()
+    for task, evicted in found["config"]["evicted"].items():
+        assert evicted["min"] > 100 and f"{task}: By the end of its prompt, sinks + window have" in found["printed"]
 
 
 def test_ruler_makes_its_documents_without_a_network(data_root, folder, tmp_path):
@@ -98,4 +102,9 @@ def test_the_official_suites_run_without_a_network(data_root, folder, tmp_path):
     assert report["infinitebench"]["tasks"].keys() == {"passkey", "longbook_qa_eng"}
     for task in (*report["lveval"]["tasks"].values(), *report["infinitebench"]["tasks"].values()):
         assert (task["examples"], set(task["scores"])) == (1, {"full", "ahn"})
-    assert report["lveval"]["tasks"]["cmrc_mixup_16k"]["truncated"] == 1
+    assert report["lveval"]["tasks"]["cmrc_mixup_16k"]["truncated"] == 0
+    for suite in report:  # the base has 1,024 positions
+        evicted = report[suite]["evicted"]
+        told = f"{suite}: By the end of its prompt, sinks + window have evicted {evicted['min']:,} to"
+        assert told in done.stdout and evicted["share"] == 1 and "full" in report[suite]["beyond_positions"]
+    assert done.stdout.count("longer than the 1,024 positions that it can use") == 2

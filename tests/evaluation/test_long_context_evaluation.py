@@ -17,7 +17,7 @@ from pipeline.evaluation.long_context.scores import summarise_scores
 from pipeline.evaluation.long_context.sections import make_section
 from pipeline.evaluation.long_context.truncation import SEAM_TOKENS
 from pipeline.evaluation.lveval.tasks import LVEVAL
-from pipeline.evaluation.published import averages_table
+from pipeline.evaluation.published import averages_table, protocol_table
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
@@ -105,7 +105,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
     assert summary["sets"]["factrecall_en"] == summary["average"] and summary["average"]["full"]["score"] == 25.0
     assert summary["average"]["ahn"]["over_window"] is summary["average"]["ahn"]["ci95"] is None  # no window; of two
     (section,) = again.sections(summary, records)
-    averages, by_task, published = section.tables
+    averages, by_task, published, protocol = section.tables
     assert averages.header == ("", "full", "sinks + window + AHN")
     assert [row[:2] for row in averages.rows] == [
         ["16k, mean of sets", "50.00"],
@@ -119,6 +119,7 @@ def test_answers_are_scored_and_long_prompts_lose_their_middle(tmp_path, inputs,
     lengths = [first[f"{ENGLISH[0]}/{line}/full"]["prompt_tokens"] for line in (1, 3)]
     expected = [n - TINY_WINDOW.lossless_budget for n in lengths]
     assert evicted == {"min": min(expected), "mean": sum(expected) / 2, "max": max(expected), "share": 1.0}
+    assert protocol == protocol_table("lveval") and protocol.rows[1][1].startswith("256,000 tokens at most")
     assert published == averages_table("lveval") and published.rows[0] == ["full attention", "4.41", "3.62", "4.99"]
     assert "1,024 tokens" in section.lead and "1 longer prompts" in section.lead and "1 rows of" in section.lead
 
@@ -138,6 +139,7 @@ def test_generation_goes_on_from_the_prompt_as_the_official_code_tokenises_it(tm
     assert record["answer"] == given.tokenizer.decode(expected) and record["prompt_tokens"] == len(tokens)
     (section,) = suite.sections(suite.summarise({"passkey/1/window": record}), {})
     assert section.tables[0].rows == [["mean of 1 task", "0.00"]] and "ROUGE" in section.note
+    assert section.tables[-1].rows[0][1] == "longbook_qa_eng, longbook_qa_chn"
 
 
 def test_prompts_are_whole_and_full_attention_says_what_it_cannot_do(tmp_path, inputs, readers):
@@ -257,7 +259,7 @@ def test_averages_are_compared_with_the_windows_example_by_example():
     )
     assert summary["lengths"]["32k"]["ahn"]["over_window"] == 0.0
     assert summary["lengths"]["32k"]["ahn"]["over_window_ci95"] is None
-    means, over, by_task, _ = make_section(LVEVAL, summary).tables
+    means, over, by_task, *_ = make_section(LVEVAL, summary).tables
     assert over.header == ("", "full", "sinks + window + AHN")
     assert over.rows[-1][::2] == ["mean of 2 tasks", f"+2.75 ({low:+.2f} to {high:+.2f})"]
     assert over.rows[1] == ["32k, mean of sets", "+0.00", "+0.00"]

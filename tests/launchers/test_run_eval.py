@@ -3,18 +3,21 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.distributed.launch import free_port
 from tests.drill import record
 from tests.killing import kill_when
 from tests.launchers.conftest import REPOSITORY, Tiny, launch
+from tests.tiny_models import TINY_WINDOW
 
 SCRIPT = REPOSITORY / "launchers/run_eval.py"
 NOT_TIMED = ["--suites", "heldout", "needles", "absorbed", "probing"]
@@ -39,6 +42,27 @@ def lines_of(folder: Path) -> list[tuple[str, str]]:
     return [(entry["suite"], entry["key"]) for entry in entries]
 
 
+def check_evictions(folder: Path, report: dict, printed: str) -> None:
+    """Every record, summary and section, and the terminal, tell what was evicted."""
+    budget, page = TINY_WINDOW.lossless_budget, (folder / "report.html").read_text()
+    records = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    for suite, found in report.items():
+        evicted = found["evicted"]
+        counts = np.concatenate([np.atleast_1d(r["evicted"]) for r in records if r["suite"] == suite])
+        assert (evicted["min"], evicted["max"]) == (counts.min(), counts.max()) and evicted["share"] == 1
+        told = f"have evicted {evicted['min']:,} to {evicted['max']:,} tokens"
+        assert re.search(f"^{suite}: By the end of its prompt, .* {told}", printed, re.MULTILINE) and told in page
+    for each in records:
+        if each["suite"] == "needles":
+            assert each["evicted"] == each["length"] - budget
+        elif each["suite"] == "heldout":
+            assert each["evicted"] == each["length"] - budget > each["positions"][-1] - budget
+        elif each["suite"] == "absorbed":
+            assert np.diff(each["evicted"]).tolist() == [2 * TINY_WINDOW.window_size]  # from 1 window to 3
+        elif "ids" in each:
+            assert each["evicted"] == len(each["ids"]) - budget
+
+
 @pytest.fixture(scope="module")
 def alone(tiny: Tiny, tmp_path_factory) -> Path:
     """The evaluation of one process that nobody disturbed."""
@@ -50,6 +74,7 @@ def alone(tiny: Tiny, tmp_path_factory) -> Path:
     assert report["heldout"]["num_documents"] == 4 and kl["window"] > 0.01
     assert abs(kl["ahn"] - kl["window"]) > 0.01, "the memory does not act"
     assert abs(kl["memory_off"] - kl["window"]) < 1e-5
+    check_evictions(folder, report, done.stdout)
     assert f"{kl['ahn']:.4f}" in done.stdout and str(folder / "report.html") in done.stdout
     assert (folder / "summary.txt").read_text() in done.stdout
     (start,) = json.loads((folder / "run.json").read_text())["starts"]
@@ -110,6 +135,10 @@ def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     ("flags", "words"),
     [
         (("--window_size", 500), ("W = 504", "--window_size")),
+        (
+            ("--suites", "needles", "--window_size", 4096, "--needles.lengths", 600, 900),
+            ("--needles.lengths 600 900: the longest prompt has 900 tokens", "--allow_no_evictions"),
+        ),
         (("--suites", "heldout", "--variants", "full"), ("--variants", "heldout")),
         (("--suites", "probing", "--variants", "full", "window"), ("--suites probing", "--variants ahn, and")),
         (("--suites", "efficiency", "--variants", "memory_off"), ("--suites efficiency", "memory_off was asked for")),
