@@ -64,8 +64,7 @@ def main() -> None:
     asked = harness.parse_args()
     options = prepare_run(asked, own.data_root) if asked.command == "run" else {}
     lm_eval.tasks.TaskManager = partial(LocalTasks, own.data_root, **options)
-    if asked.command == "run" and vars(asked).get("model") == "ahn":
-        lm_eval.utils.make_table = partial(table_below_evictions, lm_eval.utils.make_table)
+    lm_eval.utils.make_table = partial(table_below_evictions, lm_eval.utils.make_table)
     failed_writes = FailedWrites()
     with kept_answers():
         harness.execute(asked)
@@ -92,11 +91,12 @@ def check_flags(parsers: Iterable[argparse.ArgumentParser]) -> None:
 
 
 def table_below_evictions(make_table: Callable[..., str], results: dict[str, Any], *arguments: Any) -> str:
-    """lm-eval's table of tasks, below what they evicted; that of groups alone."""
+    """lm-eval's table of tasks, below what they evicted; that of groups, and of other models, alone."""
     from pipeline.evaluation.lm_eval_counts import describe_run
 
     table = make_table(results, *arguments)
-    return table if arguments else f"{describe_run(results['config'])}\n{table}"
+    is_ours = not arguments and "evicted" in results["config"]
+    return f"{describe_run(results['config'])}\n{table}" if is_ours else table
 
 
 def prepare_run(asked: argparse.Namespace, data_root: Path | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.evaluation.lm_eval_counts import describe_run
 from pipeline.evaluation.lm_eval_harness import run_lm_eval
 from pipeline.evaluation.lm_eval_loading import Tasks
 from pipeline.evaluation.lm_eval_model import HippocampusLM
+from pipeline.evaluation.lm_eval_run import table_below_evictions
 from pipeline.model.loading import load_model, set_window
 from tests.tiny_models import TINY_WINDOW
 
@@ -274,7 +275,9 @@ def test_a_window_cuts_no_prompt_and_full_attention_says_what_it_cannot_do(folde
     assert length > 1024 and info["max_length"] == "whole prompts" and info["num_truncated"] == {}
     found = {task: of_task["max"] for task, of_task in info["evicted"].items()}
     assert found == {"long": evicted, "other": 0, "choice": evicted + answer - 1, "whole": evicted}
-    lines = describe_run(info).splitlines()
+    lines = table_below_evictions(lambda *_: "table", {"config": info}).splitlines()
+    assert lines[-1] == "table" == table_below_evictions(lambda *_: "table", {"config": {}})  # of another model
+    assert table_below_evictions(lambda *_: "table", {"config": info}, "groups") == "table"
     assert lines[0].startswith("long: By the end of its prompt, sinks + window have evicted")
     assert f" {evicted:,} to {evicted:,} tokens" in lines[0]
     assert lines[1].startswith("other: NOTHING WAS EVICTED") and "NOTHING" not in caplog.text
