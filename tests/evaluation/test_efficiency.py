@@ -59,6 +59,7 @@ def test_records_hold_what_caches_hold_and_what_accounting_says(folder, readers)
         if record["variant"] == "window":
             assert record["accounted"] is None
             continue
+        assert record["evicted"] == max(0, length - TINY_WINDOW.lossless_budget)
         now, then = (compute_account(architecture, "gated_delta_net", n, TINY_WINDOW) for n in (length, length + 1))
         accounted, name = record["accounted"], record["variant"]
         assert accounted["prefill_flops"] == getattr(now.model_flops, name)

@@ -19,7 +19,6 @@ from pipeline.evaluation.lm_eval_counts import describe_run
 from pipeline.evaluation.lm_eval_harness import run_lm_eval
 from pipeline.evaluation.lm_eval_loading import Tasks
 from pipeline.evaluation.lm_eval_model import HippocampusLM
-from pipeline.evaluation.lm_eval_run import table_below_evictions
 from pipeline.model.loading import load_model, set_window
 from tests.tiny_models import TINY_WINDOW
 
@@ -258,44 +257,6 @@ def test_long_contexts_are_cut_and_counted_by_task(folders, tokenizer, side, num
     log_probs = model(kept, use_cache=False).logits[0, room - 1 : -1].log_softmax(-1)
     assert value == pytest.approx(float(log_probs.gather(-1, answer[0, :, None]).sum()), rel=1e-9)
     assert lm.counts.requests == {"long": 3, "other": 2} and lm.counts.truncated == {"long": 2}
-
-
-def test_a_window_cuts_no_prompt_and_full_attention_says_what_it_cannot_do(folders, tokenizer, caplog):
-    """The base has 1,024 positions, and the book is longer."""
-    book = BOOK * 12
-    length = len(tokenizer(book).input_ids)
-    requests = [generation(book, "long", max_gen_toks=2), generation("a", "other", max_gen_toks=2)]
-    lm = HippocampusLM(adapted(folders, torch.float32), tokenizer)
-    lm.generate_until(requests, disable_tqdm=True)
-    lm.loglikelihood([choice(book, " json", "choice")], disable_tqdm=True)
-    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (book,), 0, metadata=("whole", 0, 1))])
-    info = lm.get_model_info()
-    evicted = length - TINY_WINDOW.lossless_budget
-    answer = len(tokenizer(" json", add_special_tokens=False).input_ids)
-    assert length > 1024 and info["max_length"] == "whole prompts" and info["num_truncated"] == {}
-    found = {task: of_task["max"] for task, of_task in info["evicted"].items()}
-    assert found == {"long": evicted, "other": 0, "choice": evicted + answer - 1, "whole": evicted}
-    lines = table_below_evictions(lambda *_: "table", {"config": info}).splitlines()
-    assert lines[-1] == "table" == table_below_evictions(lambda *_: "table", {"config": {}})  # of another model
-    assert table_below_evictions(lambda *_: "table", {"config": info}, "groups") == "table"
-    assert lines[0].startswith("long: By the end of its prompt, sinks + window have evicted")
-    assert f" {evicted:,} to {evicted:,} tokens" in lines[0]
-    assert lines[1].startswith("other: NOTHING WAS EVICTED") and "NOTHING" not in caplog.text
-    lm.generate_until(requests[1:], disable_tqdm=True)
-    assert "NOTHING WAS EVICTED" in caplog.text  # before they are read
-
-    base = load_model(str(folders[0]), dtype=torch.float32).eval()
-    cut, beyond = HippocampusLM(base, tokenizer), HippocampusLM(base, tokenizer, max_length=length + 2)
-    for full in (cut, beyond):
-        full.generate_until(requests, disable_tqdm=True)
-    info = cut.get_model_info()
-    assert info["max_length"] == info["positions"] == 1024 and info["evicted"] is None
-    assert "1 of 2 requests lost part of their context to max_length = 1,024" in describe_run(info)
-    info = beyond.get_model_info()
-    assert info["num_truncated"] == {} and info["num_beyond_positions"] == {"long": 1}
-    assert "1 of 2 requests are longer than the 1,024 positions" in describe_run(info)
-    base.config.rope_parameters |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
-    assert HippocampusLM(base, tokenizer).max_length == 4096
 
 
 def test_infinitebench_results_are_labelled(folders, tokenizer, tmp_path, index):
