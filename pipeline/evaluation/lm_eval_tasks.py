@@ -65,10 +65,10 @@ class LocalTasks(Tasks):
 
     def list_all_tasks(self, list_groups: bool = True, list_tags: bool = True, list_subtasks: bool = True) -> str:
         """lm-eval's tables, and the names that are added."""
-        ours = [*([LVEVAL.name, paper_longbench.GROUP] if list_groups else [])]
+        ours = [LVEVAL.name, paper_longbench.GROUP] if list_groups else []
         ours += [*LVEVAL_TASKS, *paper_longbench.TASKS] if list_subtasks else []
         listed = super().list_all_tasks(list_groups=list_groups, list_tags=list_tags, list_subtasks=list_subtasks)
-        return "\n".join((listed, "On --data_root:", *ours))
+        return "\n".join((listed, "Added here:", *ours))
 
     def match_tasks(self, task_list: list[str]) -> list[str]:
         """Names of those asked for, with wildcards. lm-eval asks before it loads the model.

@@ -98,7 +98,8 @@ def test_kept_answers_are_one_models(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_ls_knows_lveval():
+def test_ls_knows_what_is_added():
     command = [sys.executable, "-m", "pipeline.evaluation.lm_eval_run", "ls", "groups"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=REPOSITORY)
-    assert listed.returncode == 0 and listed.stdout.splitlines()[-1] == "lveval", listed.stderr[-2000:]
+    assert listed.returncode == 0, listed.stderr[-2000:]
+    assert listed.stdout.splitlines()[-2:] == ["lveval", "paper_longbench"]
