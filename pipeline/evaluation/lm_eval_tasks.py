@@ -130,7 +130,7 @@ class LocalTasks(Tasks):
         files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
         group = paper_longbench.paper_longbench_group(
             {task: super(LocalTasks, self)._build(paper_longbench.TASKS[task])[0] for task in chosen},
-            AutoTokenizer.from_pretrained(self._arguments["tokenizer"]),
+            load_tokenizer(self._arguments["tokenizer"]),
             files.choose_window(self._arguments.get("num_sink_tokens"), self._arguments.get("window_size")),
             apply_chat_template=self._apply_chat_template,
         )
