@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_sigterm_is_one_line_and_the_same_command_goes_on(tiny, tmp_path, script, instant):
     output = tmp_path / "out"
     flags = {
-        "prepare.py": ["--inputs", REPOSITORY / "docs", "--tokenizer", tiny.base, "--seq_len", 96],
+        "prepare.py": ["--inputs", REPOSITORY / "README.md", "--tokenizer", tiny.base, "--seq_len", 96],
         "cache_teacher.py": ["--model", tiny.base, "--data", tiny.held_out, "--signal", "hidden", "--min_budget", 32],
         "run_eval.py": ["--model", tiny.adapter, "--data", tiny.held_out, "--suites", "heldout", "--window_size", 12],
     }[script]
