@@ -1,28 +1,25 @@
 """An adapter in other forms: merged with its base, or in the layout of the published checkpoints."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.model.adapter import read_adapter
 from pipeline.model.loading import load_adapter, load_config
 from pipeline.model.published import save_published
-from pipeline.tokenizer import load_tokenizer
 from pipeline.whole_output import whole_folder
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "*.model", "*.tiktoken")
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.*",
-    "*.tiktoken",
-    "spiece.model",
+    *(*_VOCABULARIES, "tokenizer_config.json", "vocab.*", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template*"),
 )
 logger = logging.getLogger(__name__)
 
@@ -36,17 +33,15 @@ def merge_adapter(
     stored in), memories in float32.
 
     Raises:
-        UserError: as `load_adapter`; `output` already there, or it cannot be written; a damaged tokenizer.
+        UserError: as `load_adapter`; `output` already there, or it cannot be written.
     """
     base = base or read_adapter(adapter)[0]["base_model"]
-    dtype, tokenizer = dtype or load_config(base).dtype or torch.float32, _load_tokenizer(base)
+    dtype = dtype or load_config(base).dtype or torch.float32
     with _writing(output), whole_folder(output) as unfinished:
         model = load_adapter(adapter, dtype=dtype, base=base, check=check)
         model.save_pretrained(unfinished)
-        if tokenizer is None:
+        if not _copy_tokenizer(base, unfinished):
             logger.warning("%s has no tokenizer, so %s has none either", base, output)
-        else:
-            tokenizer.save_pretrained(unfinished)
 
 
 def export_published(adapter: Path, output: Path, *, base: str | None = None) -> None:
@@ -71,14 +66,12 @@ def _writing(output: Path) -> Iterator[None]:
         raise UserError(f"--output {output} cannot be written: {reason}") from error
 
 
-def _load_tokenizer(base: str) -> PreTrainedTokenizerBase | None:
-    """The base's tokenizer; None for a folder without any.
+def _copy_tokenizer(base: str, folder: Path) -> bool:
+    """Copies the base's tokenizer files; False: it has none.
 
-    Raises:
-        UserError: it cannot be read.
+    As they are: what transformers makes of one, and would save, has been seen to be another tokenizer.
     """
-    folder = Path(base)
-    # By name: of some families transformers makes an empty tokenizer out of no file.
-    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-        return None
-    return load_tokenizer(base, "--base")
+    source = Path(base) if Path(base).is_dir() else Path(snapshot_download(base, allow_patterns=list(_TOKENIZER_FILES)))
+    for file in {file for name in _TOKENIZER_FILES for file in source.glob(name)}:
+        shutil.copyfile(file, folder / file.name)
+    return any(next(folder.glob(name), None) for name in _VOCABULARIES)
