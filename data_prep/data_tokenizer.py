@@ -77,7 +77,8 @@ def _places(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Path | None
 
 def _from_hub(given: str) -> Path:
     try:
-        return Path(hf_hub_download(given, TOKENIZER_FILE))
+        cached = try_to_load_from_cache(given, TOKENIZER_FILE)  # the hub may not answer for half a minute
+        return Path(cached if isinstance(cached, str) else hf_hub_download(given, TOKENIZER_FILE))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(

@@ -6,7 +6,6 @@ A spool that was stopped goes on after its last complete file. Nothing of a data
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,27 +15,19 @@ from typing import TYPE_CHECKING, Union
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep.inputs import FORMATS, InputFile, extension_of
-from data_prep.readers.columns import (
-    check_names,
-    check_schema,
-    columns_of,
-    holds_json,
-    names_of,
-    optional_names_of,
-)
+from data_prep.hf_checks import check_columns, check_folder
+from data_prep.inputs import InputFile
+from data_prep.readers.columns import names_of, optional_names_of
 from data_prep.readers.messages import without_nulls
 from data_prep.sources import Source
 from pipeline.data.shard_format import DataError
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, write_file
-from pipeline.errors import escape_controls
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 AnyDataset = Union["Dataset", "IterableDataset"]
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
-ROWS_OR_TEXT = {".txt", ".csv", ".tsv", *FORMATS}
 
 
 def dataset_inputs(source: Source, spool: Path, spool_bytes: int) -> list[InputFile]:
@@ -58,7 +49,7 @@ def dataset_inputs(source: Source, spool: Path, spool_bytes: int) -> list[InputF
         return spooled.inputs
     with _named(source):
         dataset = _load(source)
-        _check_columns(source, dataset)
+        check_columns(source, dataset)
         if files := _arrow_files(source, dataset):
             return files
         spooled.write(dataset)
@@ -77,8 +68,11 @@ def _named(source: Source) -> Iterator[None]:
     except (OSError, ValueError, LookupError, RuntimeError, DatasetsError, pa.ArrowException) as error:
         cause = f"; {error.__cause__}" if error.__cause__ is not None else ""
         reason = " ".join(f"{error}{cause}".split())
+        # Its parsers take less than ours: no integer of more than 64 bits beside text, no key twice.
+        hint = "; `inputs` reads JSONL, parquet and Arrow by itself" if Path(source.dataset.path).is_dir() else ""
         raise DataError(
             f"source {source.name!r}: dataset {source.dataset.path} cannot be read ({type(error).__name__}: {reason})"
+            f"{hint}"
         ) from error
 
 
@@ -97,55 +91,10 @@ def _load(source: Source) -> AnyDataset:
             )
         return splits[wanted.split]
     if folder.is_dir():
-        _check_nothing_left_out(source, folder)
+        check_folder(source, folder)
     return load_dataset(
         wanted.path, wanted.name, split=wanted.split, revision=wanted.revision, streaming=wanted.streaming
     )
-
-
-def _check_nothing_left_out(source: Source, folder: Path) -> None:
-    """`datasets` reads files of one kind, and of one way of naming splits, and says nothing of the others."""
-    from datasets import load_dataset_builder
-    from datasets.data_files import FILES_TO_IGNORE
-
-    card = folder / "README.md"
-    if source.dataset.name is not None or (card.is_file() and b"\nconfigs:" in card.read_bytes()):
-        return  # someone chose the files
-    root = folder.resolve()
-    files = load_dataset_builder(str(folder)).config.data_files or {}
-    taken = {str(path) for paths in files.values() for path in paths}
-    left_out = [
-        name.as_posix()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and str(path) not in taken and extension_of(path.name) in ROWS_OR_TEXT
-        for name in [path.relative_to(root)]
-        if not any(part.startswith((".", "__")) for part in name.parts) and path.name not in FILES_TO_IGNORE
-    ]
-    if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        raise DataError(
-            f"source {source.name!r}: `dataset` would leave out {', '.join(left_out[:3])}{more} of {folder}; "
-            "`inputs` reads folders of mixed files"
-        )
-
-
-def _check_columns(source: Source, dataset: AnyDataset) -> None:
-    first = next(iter(dataset), None)
-    if first is None:
-        raise DataError(f"source {source.name!r}: dataset {source.dataset.path} has no rows")
-    where = f"source {source.name!r}: dataset {source.dataset.path}"
-    if dataset.features is not None:
-        schema = dataset.features.arrow_schema
-        check_schema(where, schema, source)
-        if source.conversations is None and holds_json(schema.field(source.text_field).type):
-            warning = (
-                f"warning: {where}: column {source.text_field!r} mixes text with other values, so `datasets` stores it "
-                "as JSON; a text that is itself JSON is read as what it spells (`inputs` reads files as they are)"
-            )
-            print(escape_controls(warning), file=sys.stderr)
-        return
-    for column in columns_of(source):  # a stream may not know its columns
-        check_names(where, dataset.column_names or list(first), column)
 
 
 def _arrow_files(source: Source, dataset: AnyDataset) -> list[InputFile]:

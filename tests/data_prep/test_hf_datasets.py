@@ -210,6 +210,23 @@ def test_missing_column_is_named(jsonl_folder: Path, tmp_path: Path, streaming: 
         dataset_inputs(source, tmp_path / "spool", 1000)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_datasets_passes_over_in_silence_is_refused(jsonl_folder: Path, tmp_path: Path, streaming: bool) -> None:
+    (jsonl_folder / "part3.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"source 'hf': .*part3.jsonl.gz is empty \(0 bytes\)"):
+        dataset_inputs(_source(jsonl_folder, streaming=streaming), tmp_path / "spool", 1000)
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match=r"source 'hf': dataset .*csv has 2 columns named 'text' \(--text_field\)"):
+        dataset_inputs(_source(tmp_path / "csv", streaming=streaming), tmp_path / "spool", 1000)
+    (tmp_path / "ids").mkdir()
+    (tmp_path / "ids/a.jsonl").write_text('{"text": "a", "id": "x"}\n{"text": "b", "id": %s}\n' % ("9" * 30))
+    with pytest.raises(DataError, match=r"cannot be read \(ValueError: .*\); `inputs` reads JSONL"):
+        dataset_inputs(_source(tmp_path / "ids", streaming=streaming), tmp_path / "spool", 1000)
+    own = Source("own", [str(tmp_path / "ids")])
+    assert _texts(find_inputs(own)[0], own) == ["a", "b"]
+
+
 def test_dataset_without_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "saved", num_shards=1)
