@@ -1,4 +1,4 @@
-"""What `datasets` says nothing of: files and columns that it leaves out, takes for others, or stores as something else."""
+"""What `datasets` says nothing of: files and columns that it leaves out, or takes for something else."""
 
 import sys
 from pathlib import Path
