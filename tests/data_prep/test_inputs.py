@@ -52,6 +52,13 @@ def test_glob_list_and_repetition_give_each_file_once(tree: Path, tmp_path: Path
     assert _names([f"@{listed}", f"{tree}/**/*.txt", str(tree / "b.txt")]) == ["a/z.txt", "b.txt"]
 
 
+def test_lists_end_their_lines_as_any_system_does_and_names_keep_odd_characters(tree: Path, tmp_path: Path) -> None:
+    listed, odd = tmp_path / "list.txt", "a\u2028b\x0bc\x85.txt"
+    (tree / odd).write_text("x")
+    listed.write_bytes(f"{tree}/b.txt\r\n\r\n{tree}/{odd}\r\n{tree}/a/z.txt".encode())
+    assert _names([f"@{listed}"]) == ["a/z.txt", odd, "b.txt"]
+
+
 def test_order_of_inputs_and_place_of_the_tree_do_not_matter(tree: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "docs"
     moved.parent.mkdir()
