@@ -163,7 +163,8 @@ def _is_messages(kind: pa.DataType) -> bool:
         return isinstance(kind, pa.JsonType)
     message = kind.value_type
     if pa.types.is_struct(message):
-        return {"role", "content"} <= {message.field(number).name for number in range(message.num_fields)}
+        fields = {message.field(number).name: message.field(number).type for number in range(message.num_fields)}
+        return "content" in fields and "role" in fields and _is_text(fields["role"])
     return isinstance(message, pa.JsonType)
 
 
@@ -177,5 +178,5 @@ def _is_str(value: object) -> bool:
 
 def _are_messages(value: object) -> bool:
     return isinstance(value, list) and any(
-        isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value
+        isinstance(item, dict) and isinstance(item.get("role"), str) and "content" in item for item in value
     )

@@ -52,7 +52,7 @@ def read_rows(
     """Yields (row, the columns that the source reads) of row groups or record batches `start` to `end` (None: to the
     last). What `datasets` stores as JSON is parsed.
 
-    Drops: invalid_utf8, malformed_json, repeated_key.
+    Drops: invalid_utf8, value_out_of_range, malformed_json, repeated_key.
 
     Raises:
         DataError: a column that the source needs is not there or of another type.
@@ -69,6 +69,8 @@ def read_rows(
                 values |= {name: without_nulls(_value(column[number].as_py(), column.type)) for name, column in present}
             except UnicodeDecodeError:
                 dropped["invalid_utf8"] += 1
+            except OverflowError:  # a time that Python cannot hold
+                dropped["value_out_of_range"] += 1
             except RepeatedKey:
                 dropped["repeated_key"] += 1
             except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import zstandard
 
 from data_prep.inputs import find_inputs
-from data_prep.readers import inspect_input
+from data_prep.readers import inspect_input, read_documents
 from data_prep.sources import Conversations, DatasetSource, Source
 from pipeline.data.shard_format import DataError, Manifest
 
@@ -110,6 +111,11 @@ def test_jsonl_of_which_no_row_has_the_field_is_named(
         ({"other": "x"}, "has no column 'messages' ", "none of its rows has the field 'messages'"),
         ({"messages": "x"}, "holds string, not lists of messages with", "holds lists of messages .*; found text"),
         ({"messages": SHARE_GPT}, "holds list<.*from.*>, not lists of messages with role and content", "found a list"),
+        (
+            {"messages": [{"role": 3, "content": "q"}]},
+            "holds list<.*role: int64.*>, not lists of messages",
+            "found a list",
+        ),
         ({"messages": MESSAGES}, "has no column 'document'", "none of its rows has the field 'document'"),
         ({"messages": MESSAGES, "document": 3}, "holds int64, not strings", "holds strings; found a number"),
     ],
@@ -130,6 +136,17 @@ def test_field_that_a_message_has_twice_is_refused(tmp_path: Path) -> None:
     source = Source("chat", [str(tmp_path)], conversations=Conversations())
     with pytest.raises(DataError, match=r"column 'messages' .* where 'content' is there twice"):
         inspect_input(find_inputs(source)[0][0], source, 1000)
+
+
+def test_message_with_a_time_that_python_cannot_hold_is_counted(tmp_path: Path) -> None:
+    kind = pa.struct([("role", pa.string()), ("content", pa.string()), ("time", pa.timestamp("us"))])
+    rows = [[message | {"time": time} for message in MESSAGES] for time in (0, 2**62)]
+    pq.write_table(pa.table({"messages": pa.array(rows, pa.list_(kind))}), tmp_path / "a.parquet")
+    source = Source("chat", [str(tmp_path)], conversations=Conversations())
+    dropped: Counter[str] = Counter()
+    (extent,) = inspect_input(find_inputs(source)[0][0], source, 1000).extents
+    assert [document.origin for document in read_documents(extent, source, dropped)] == [{"row": 0}]
+    assert dropped == {"value_out_of_range": 1}
 
 
 def test_wrong_file_is_named_before_a_dataset_is_fetched(tmp_path: Path, run_prepare: Prepare) -> None:
