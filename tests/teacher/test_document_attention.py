@@ -20,7 +20,14 @@ from tests.distributed.processes import environment
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}  # fmt: skip
-FAMILIES = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}
+FAMILIES = {
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
+    "sliding": (  # its second layer has a window of its own
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    ),
+}
 CPU = torch.device("cpu")
 CHUNKS = (1, 7, 63, 64)
 LENGTHS = ([63], [64], [65], [1, 63, 64], [5, 2, 65, 7, 64, 1], [7, 8, 200, 3])
@@ -30,8 +37,8 @@ LENGTHS = ([63], [64], [65], [1, 63, 64], [5, 2, 65, 7, 64, 1], [7, 8, 200, 3])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    model_class, config_class = FAMILIES[request.param]
-    model_class(config_class(**SIZES)).save_pretrained(folder)
+    model_class, config = FAMILIES[request.param]
+    model_class(config).save_pretrained(folder)
     return folder
 
 

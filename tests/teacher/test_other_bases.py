@@ -1,5 +1,5 @@
-"""Losses online and from a cache, on bases that draw in training and on those with more than a weight in their head,
-against the plain base's own logits."""
+"""Losses online and from a cache, on bases that draw in training, with more than a weight in their head, or with layers
+that have a sliding window of their own, against the plain base's own logits."""
 
 import dataclasses
 from pathlib import Path
@@ -25,6 +25,7 @@ BASES = {
     "granite": {"logits_scaling": 0.25},
     "phi": {"partial_rotary_factor": 0.5, "resid_pdrop": 0.1},
     "nanochat": {"final_logit_softcapping": 2.0},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
 }
 
 
