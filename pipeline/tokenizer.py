@@ -40,8 +40,8 @@ def load_tokenizer(
     try:
         tokenizer = kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises nothing more special, transformers nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{flag} {name_or_path}: it has no tokenizer that can be read: {reason}") from error
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        raise UserError(f"{flag} {name_or_path} has no tokenizer that can be read: {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
@@ -58,7 +58,7 @@ def _names_a_class(folder: Path) -> bool:
     if not folder.is_dir() or (folder / MODEL_FILE).is_file():
         return True
     try:
-        return "tokenizer_class" in json.loads((folder / CONFIG_FILE).read_bytes())
+        return not {"tokenizer_class", "auto_map"}.isdisjoint(json.loads((folder / CONFIG_FILE).read_bytes()))
     except (OSError, ValueError, TypeError):  # whoever needs the file says so
         return False
 

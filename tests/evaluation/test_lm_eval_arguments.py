@@ -60,7 +60,7 @@ def test_arguments_of_the_model_that_cannot_work_are_one_line(folder, tmp_path):
         ("max_length=0", "max_length=0: must be a whole number >= 2"),
         ("foo=1", "foo=1: it takes pretrained, tokenizer, base, num_sink_tokens, window_size, dtype, prefill_chunk"),
         ("device=cpu", "device=cpu: give it as --device"),
-        (f"tokenizer={tmp_path}", f"tokenizer={tmp_path}: cannot be loaded"),
+        (f"tokenizer={tmp_path}", f"tokenizer {tmp_path} has no tokenizer that can be read"),
     ):
         with pytest.raises(UserError, match=f"--model_args {message}"):
             check_model(model_args(f"{adapter},{text}"))

@@ -502,7 +502,7 @@ def test_inspect_refuses_another_tokenizer_in_one_line(
     assert "has fingerprint" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path)
     assert "there is no" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path / "none")
     (tmp_path / "tokenizer.json").write_text("[]")
-    assert "is not a tokenizer" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path)
+    assert "has no tokenizer that can be read" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path)
     assert "is no teacher cache" in refusal(capsys, tmp_path)
 
 
