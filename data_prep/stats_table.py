@@ -1,5 +1,6 @@
 """The statistics of a packed folder as plain text."""
 
+from pipeline.byte_counts import round_bytes
 from pipeline.errors import escape_controls
 
 MAX_SOURCES = 40
@@ -27,9 +28,13 @@ def _rows(stats: dict) -> list[dict]:
 
 
 def _amounts(row: dict) -> dict[str, str]:
-    names = {"samples": "samples", "tokens": "tokens", "text_bytes": "text bytes", "documents": "documents"}
+    names = {"samples": "samples", "tokens": "tokens", "documents": "documents"}
     names |= {"cut_documents": "cut", "duplicate_documents": "duplicates"}
-    return {"source": row["name"], **{title: f"{row[name]:,}" for name, title in names.items()}}
+    return {
+        "source": row["name"],
+        "text": round_bytes(row["text_bytes"]),
+        **{title: f"{row[name]:,}" for name, title in names.items()},
+    }
 
 
 def _shares(row: dict) -> dict[str, str]:

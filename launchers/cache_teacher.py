@@ -12,6 +12,7 @@ Processes find their work by locks on the missing shards, so they may be of seve
 command again does what is missing. Wrong input ends with one line and exit code 2.
 """
 
+from pipeline.byte_counts import format_bytes
 from pipeline.config import TeacherCacheConfig, parse_cli, require
 from pipeline.distributed.launch import adopt_launcher, find_rank
 from pipeline.errors import GOES_ON, run_cli
@@ -48,7 +49,7 @@ def main() -> None:
         from pipeline.teacher.partitioned import run_partitioned  # also deepspeed
 
         outcome = run_partitioned(plan, settings)
-    print(f"wrote {outcome.num_shards} shards: {outcome.num_positions} positions, {outcome.num_bytes} bytes")
+    print(f"wrote {outcome.num_shards} shards: {outcome.num_positions} positions, {format_bytes(outcome.num_bytes)}")
     if outcome.num_left:
         print(
             f"{config.output} lacks {outcome.num_left} shards, which other processes work on; the last of them "

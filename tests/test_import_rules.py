@@ -16,6 +16,7 @@ MODULES = {
 LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     "pipeline.flags": set(),
+    "pipeline.byte_counts": set(),
     "pipeline.whole_output": set(),
     "pipeline.stop_signals": set(),
     "pipeline.folder_claim": set(),
@@ -40,20 +41,22 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.provenance": set(),
     "pipeline.errors": {"pipeline.stop_signals"},
     "pipeline.flags": {"pipeline.errors"},
+    "pipeline.byte_counts": set(),
     "pipeline.whole_output": {"pipeline.errors"},
     "pipeline.folder_claim": {"pipeline.errors"},
-    "pipeline.config": {"pipeline.errors", "pipeline.flags"},
+    "pipeline.config": {"pipeline.errors", "pipeline.flags", "pipeline.byte_counts"},
     "pipeline.ahn": {"pipeline.errors"},
     "pipeline.distributed": {"pipeline.errors", "pipeline.flags"},
     "pipeline.attention": {"pipeline.errors"},
     "pipeline.losses": {"pipeline.errors", "pipeline.teacher.signals", "pipeline.attention.window"},
     "pipeline.data": {
-        *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals")
+        *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals"),
+        "pipeline.byte_counts",
     },
     "pipeline.tokenizer": {"pipeline.errors", "pipeline.data.shard_format", "pipeline.model.files"},
     "pipeline.model": {
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed"),
-        *("pipeline.losses.output_head", "pipeline.whole_output", "pipeline.tokenizer"),
+        *("pipeline.losses.output_head", "pipeline.whole_output", "pipeline.tokenizer", "pipeline.byte_counts"),
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
     "pipeline.exit_codes": {"pipeline.errors"},
@@ -67,6 +70,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     ),
     "pipeline.launching": {
         *("pipeline.errors", "pipeline.flags", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
+        "pipeline.byte_counts",
         *("pipeline.model.base_config", "pipeline.model.files"),
         *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
@@ -74,7 +78,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     },
     "data_prep": {
         *("pipeline.errors", "pipeline.exit_codes", "pipeline.flags", "pipeline.folder_claim", "pipeline.tokenizer"),
-        "pipeline.provenance",
+        *("pipeline.provenance", "pipeline.byte_counts"),
         *(f"pipeline.data.{m}" for m in ("shard_format", "shard_io", "tar_members", "sealed_json")),
     },
 }

@@ -56,6 +56,7 @@ class AbsorbedConfig:
     """Documents of facts, absorbed, and the same questions after more and more text."""
 
     documents: int = 6
+    """Documents, each absorbed once."""
     facts: int = 4
     """Facts in a document, and questions at each distance."""
     windows: list[int] | None = None

@@ -2,14 +2,18 @@
 
 import argparse
 import inspect
+import shutil
+import textwrap
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from pipeline.byte_counts import format_bytes
 from pipeline.config.command_line import item_type, list_settings, without_none
 
+_LONGEST_CHOICE = 60
 _METAVARS = {str: "TEXT", Path: "PATH", int: "N", float: "X", bool: "true|false"}
 
 
@@ -28,6 +32,8 @@ class HelpText(DefaultHelpFormatter):
         if isinstance(default, bool):
             return f"{text} Default: {str(default).lower()}."
         items = default if isinstance(default, (list, tuple)) else [default]
+        if action.dest.endswith("_bytes"):
+            return f"{text} Default: {format_bytes(default)}."
         return f"{text} Default: {' '.join(map(str, items)) if default != {} and items else 'none'}."
 
 
@@ -37,7 +43,8 @@ def _metavar(hint: Any) -> str:
     if item is not None:
         return f"{_metavar(item)} ..."
     if get_origin(inner) is Literal:
-        return f"{{{','.join(get_args(inner))}}}"
+        names = f"{{{','.join(get_args(inner))}}}"
+        return names if len(names) <= _LONGEST_CHOICE else "NAME"
     if get_origin(inner) is tuple:
         return f"[{', '.join(map(_metavar, get_args(inner)))}]"
     return "{NAME: VALUE, ...}" if get_origin(inner) is dict else _METAVARS.get(inner, "FILE")
@@ -48,12 +55,17 @@ def arrange_help(parser: ArgumentParser, cls: type) -> None:
     settings = list_settings(cls)
     parser.description = _flow(cls)
     required = [f"--{action.dest} {_metavar(settings[action.dest])}" for action in parser._actions if action.required]
-    parser.usage = " ".join(["%(prog)s", *required, "[--config FILE]", "[SETTINGS]"])
+    usage = " ".join([parser.prog, *required, "[--config FILE]", "[SETTINGS]"])
+    width = shutil.get_terminal_size().columns - len("usage: ") - 2
+    parser.usage = textwrap.fill(usage, width, subsequent_indent=" " * 8, break_long_words=False).replace("%", "%%")
     for action in parser._actions:
         # jsonargparse's `--inputs+` adds to a list; ours gives the list.
         action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
         if action.dest in settings:
             action.metavar = _metavar(settings[action.dest])
+            if action.metavar.startswith("NAME"):
+                choices = get_args(item_type(settings[action.dest]) or without_none(settings[action.dest]))
+                action.help = f"{action.help} One of {', '.join(choices)}."
         if is_dataclass(settings.get(action.dest)):
             action.help = "YAML file with the settings below."
     for name, group in parser.groups.items():

@@ -89,9 +89,11 @@ class AccountingConfig:
     model: str = "qwen2.5-3b"
     """qwen2.5-3b, qwen2.5-7b, qwen2.5-14b, or a model with a config.json: a folder or a hub id."""
     cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
+    """Memory cell."""
     length: int = 128_000
     """Tokens of context."""
     num_sink_tokens: int = 128
+    """First tokens that attention keeps."""
     window_size: int = 32_640
     """Most recent tokens that attention keeps, sinks not counted."""
     bytes_per_element: int = 4

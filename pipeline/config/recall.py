@@ -39,15 +39,25 @@ class RecallBaseConfig:
     family: Literal["qwen3", "qwen2"] = "qwen3"
     """Model family: `qwen3` normalises queries and keys, `qwen2` has biases instead."""
     num_layers: int = 2
+    """Decoder layers; induction needs two."""
     hidden_size: int = 128
+    """Width of the residual stream."""
     num_heads: int = 2
+    """Query heads of a layer."""
     num_kv_heads: int = 2
+    """Key and value heads of a layer."""
     head_dim: int = 64
+    """Width of a head."""
     intermediate_size: int = 128
+    """Width of the feed-forward layers."""
     rope_theta: float = 1e6
+    """Base of the rotary positions' frequencies."""
     learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
+    """AdamW's weight decay."""
     tokens_per_step: int = 4096
+    """Tokens in an optimizer step."""
     max_facts: int = 64
     """Most facts in a document of the last stage."""
     max_distance: int = 16
@@ -55,6 +65,7 @@ class RecallBaseConfig:
     max_steps: int = 6000
     """Steps after which a base whose curriculum is not done is given up."""
     seed: int = 0
+    """Seeds the base's weights and its documents."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size",

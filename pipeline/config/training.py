@@ -146,7 +146,7 @@ class TrainConfig:
 
 @dataclass
 class TrainRunConfig:
-    """Distil an AHN into a frozen base: `deepspeed --num_gpus N launchers/train.py ...`."""
+    """Distil an AHN into a frozen base, under deepspeed, torchrun, mpiexec or srun, or in one process."""
 
     model: str
     """Base model: a local folder or a hub id."""

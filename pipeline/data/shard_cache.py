@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.byte_counts import format_bytes
 from pipeline.data.shard_format import DataError
 
 CACHE_VARIABLE = "AHN_DATA_CACHE"
@@ -55,7 +56,9 @@ class ShardCache:
             DataError: it does not fit, cannot be fetched or stored, or what was fetched is not what it should be.
         """
         if self.max_bytes is not None and size > self.max_bytes:
-            raise DataError(f"--data_cache_bytes {self.max_bytes} is less than the {size} bytes of {where} alone")
+            raise DataError(
+                f"--data_cache_bytes {self.max_bytes} is less than the {format_bytes(size)} of {where} alone"
+            )
         path = self.path(name, sha256)
         try:
             descriptor = _open_whole(path, size)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.attention.window import WindowSpec
+from pipeline.byte_counts import format_bytes
 from pipeline.config import EvalConfig, Resources, TeacherCacheConfig, TrainRunConfig, require
 from pipeline.data.storage import is_url
 from pipeline.evaluation.training_curve import read_training_curve
@@ -132,8 +133,9 @@ def _check_teacher(experiment: Experiment, config: TrainRunConfig, data: DataFac
         stream = open_stream(data.dataset, config.train)
         require(
             not is_url(config.data) or config.data_cache_bytes >= stream.working_set_bytes,
-            f"--data_cache_bytes {config.data_cache_bytes} is less than the {stream.working_set_bytes} bytes of --data "
-            f"{config.data} in use at one time; raise it, or choose --train.shuffle block",
+            f"--data_cache_bytes {config.data_cache_bytes} is less than the "
+            f"{format_bytes(stream.working_set_bytes)} of --data {config.data} in use at one time; raise it, or choose "
+            f"--train.shuffle block",
         )
         check_run_folder(config, data.dataset.fingerprint)
         if not is_planned:

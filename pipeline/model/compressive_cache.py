@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline.attention.window import WindowSpec
+from pipeline.byte_counts import format_bytes
 from pipeline.errors import UserError
 from pipeline.model.cache import MIN_CAPACITY, HippocampusCache, HippocampusLayer, MemoryMode
 from pipeline.model.compressive_layout import BLOCK_LENGTH, MAX_WAITING, CompressiveLayout
@@ -128,7 +129,8 @@ def num_slots_of_state(config: PretrainedConfig, dtype: torch.dtype) -> int:
     num_slots = state_bytes // slot_bytes - MAX_WAITING
     if num_slots < 1:
         raise UserError(
-            f"--variants: compressive_max and compressive_mean need {(MAX_WAITING + 1) * slot_bytes} bytes a layer "
-            f"({slot_bytes} a slot in {dtype}), an AHN state of this model has {state_bytes}; leave them out"
+            f"--variants: compressive_max and compressive_mean need {format_bytes((MAX_WAITING + 1) * slot_bytes)} a "
+            f"layer ({format_bytes(slot_bytes)} a slot in {dtype}), an AHN state of this model has "
+            f"{format_bytes(state_bytes)}; leave them out"
         )
     return num_slots

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.byte_counts import format_bytes
 from pipeline.data.shard_format import INDEX_DTYPE, ShardEntry
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.data.tar_members import BLOCK, npy_bytes
@@ -94,12 +95,13 @@ def check_space(plan: CapturePlan, free: int) -> None:
     needed = count_cache(plan, missing).file_bytes
     if needed <= free:
         return
-    message = f"--output {plan.config.output}: {free} bytes are free where {len(missing)} shards take"
+    message = f"--output {plan.config.output}: {format_bytes(free)} are free where {len(missing)} shards take"
     if isinstance(plan.signal, SampledSpec) or plan.config.compression != "none":  # it usually takes far less
-        print(f"warning: {message} up to {needed}", file=sys.stderr)
+        print(f"warning: {message} up to {format_bytes(needed)}", file=sys.stderr)
         return
     raise UserError(
-        f"{message} {needed}; make room, or choose another --signal, --dtype, --k or --min_budget (--dry_run sizes it)"
+        f"{message} {format_bytes(needed)}; make room, or choose another --signal, --dtype, --k or --min_budget "
+        f"(--dry_run sizes it)"
     )
 
 
@@ -114,10 +116,10 @@ def describe_plan(plan: CapturePlan) -> str:
         "data": f"{len(shards)} shards, {len(plan.dataset)} samples, {plan.dataset.num_tokens} tokens",
         "signal": f"{plan.signal.kind}: {spec}",
         "positions": f"{size.num_positions} (policy {plan.positions}; counted over all samples)",
-        "signal bytes": f"{most_signal}{size.signal_bytes}",
-        "file bytes": f"{most_file}{size.file_bytes} in {2 * len(shards)} files",
+        "signal size": f"{most_signal}{format_bytes(size.signal_bytes)}",
+        "file size": f"{most_file}{format_bytes(size.file_bytes)} in {2 * len(shards)} files",
         "compression": plan.config.compression,
         "there already": f"{len(shards) - len(plan.missing)} of {len(shards)} shards",
-        "free bytes": f"{free} at {plan.config.output}",
+        "free": f"{format_bytes(free)} at {plan.config.output}",
     }
     return "\n".join(f"{name:14}{value}" for name, value in lines.items())

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.byte_counts import format_bytes
 from pipeline.config import TrainConfig, TrainRunConfig, require
 from pipeline.data.loader import PackedDataset, SampleStream, Shuffle
 from pipeline.distributed.head_shares import HeadShares, share_heads
@@ -118,8 +119,8 @@ def check_cache(config: TrainRunConfig, stream: SampleStream) -> None:
     needed = stream.working_set_bytes
     require(
         not stream.dataset.is_remote or config.data_cache_bytes >= needed,
-        f"--data_cache_bytes {config.data_cache_bytes} is less than the {needed} bytes of --data {config.data} in use "
-        f"at one time; raise it, or choose --train.shuffle block and a lower --train.shuffle_block_shards",
+        f"--data_cache_bytes {config.data_cache_bytes} is less than the {format_bytes(needed)} of --data {config.data} "
+        f"in use at one time; raise it, or choose --train.shuffle block and a lower --train.shuffle_block_shards",
     )
 
 

@@ -101,7 +101,7 @@ def test_results_lie_beside_the_folder_and_leave_it_as_it_is(
     verify_folder(copy)
     assert "text: documents dropped: 2 not_utf8" in out and "text: files dropped: 1 excluded" in out
     rows = [line.split() for line in out.splitlines()]
-    assert ["text", "3", "1,057", "3,171", "4", "1", "0"] in rows
+    assert ["text", "3.1", "KiB", "3", "1,057", "4", "1", "0"] in rows
     assert ["chat", "1", "15.9%", "3.00", "50.00%", "0.00%", "50.0%"] in rows
     assert ["256", "2", "33.3%", "2", "55.7%"] in rows
 

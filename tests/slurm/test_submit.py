@@ -200,7 +200,7 @@ def test_what_is_there_already_is_compared_too(slurm: Cluster, chain: Path) -> N
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=chain, env=slurm.environment, timeout=100)
     assert done.returncode == 2, done.stdout + done.stderr
     expected = [
-        ("cache", "small disk", "bytes are free", "choose another --signal"),
+        ("cache", "small disk", "are free where", "choose another --signal"),
         ("train", "--gpu_memory 1.5", "each GPU would need about 2.0 GiB"),
         ("train", "--train.max_steps 50 differs from 40"),
         ("evaluate", "--data", "sequence length 96", "122 tokens", "sinks + window = 120"),
