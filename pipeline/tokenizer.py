@@ -7,17 +7,31 @@ added_tokens_decoder adds tokens. So nobody reads tokenizer.json by himself.
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.shard_format import tokenizer_fingerprint
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.model.files import find_tokenizer_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILE, CONFIG_FILE, MODEL_FILE = "tokenizer.json", "tokenizer_config.json", "config.json"
+CONFIG_FILE, MODEL_FILE = "tokenizer_config.json", "config.json"
+# Neither transformers nor the registration of our models, which no tokenizer depends on, may import torch.
+WITHOUT_TORCH = """
+import sys, types
+from transformers import utils
+utils.is_torch_available = utils.import_utils.is_torch_available = lambda: False
+unregistered = sys.modules["pipeline.model.registration"] = types.ModuleType("unregistered")
+unregistered.register_ahn_models = lambda: None
+from pipeline.errors import run_cli
+from pipeline.tokenizer import load_fingerprint
+run_cli(lambda: print(load_fingerprint(sys.argv[1])))
+"""
 
 
 def load_tokenizer(
@@ -108,6 +122,22 @@ def fingerprint_of(model: str) -> str:
     Raises:
         UserError: there is none, or it has no tokenizer.
     """
+    if "torch" in sys.modules:
+        return load_fingerprint(model)
+    find_tokenizer_json(model)
+    # A process of its own spares the seconds that torch takes, before flags and files are known to be right.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", WITHOUT_TORCH, model]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == EXIT_USER_ERROR:
+        raise UserError(done.stderr.strip().splitlines()[-1].split(": ", 1)[1])
+    if done.returncode != 0:
+        raise RuntimeError(f"the tokenizer of {model} could not be loaded:\n{done.stderr}")
+    return done.stdout.split()[-1]
+
+
+def load_fingerprint(model: str) -> str:
+    """The same, in this process."""
     tokenizer_json = find_tokenizer_json(model)
     return fingerprint(load_tokenizer(model), tokenizer_json)
 
