@@ -198,6 +198,7 @@ def _packed(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _check_merged_folder(model: PreTrainedModel) -> None:
     """Writes the model as a merged folder and reads it as users do."""
     with tempfile.TemporaryDirectory() as folder:
+        model.should_save_on_this_rank = lambda is_main_process: True  # each rank that computes this has its own folder
         model.save_pretrained(folder)
         loaded = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
     named = dict(model.named_parameters())

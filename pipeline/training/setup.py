@@ -15,6 +15,7 @@ from pipeline.distributed.groups import Ranks, gather_objects, raise_together
 from pipeline.errors import UserError
 from pipeline.folder_claim import FolderClaim, claimed_folder
 from pipeline.model.adapter import base_fingerprint
+from pipeline.model.base_check import check_family
 from pipeline.model.loading import load_base, load_config
 from pipeline.model.partitioning import partition_frozen
 from pipeline.model.sequence_shard import SequenceLayout
@@ -58,10 +59,14 @@ def check_base(plan: Plan, ranks: Ranks) -> str:
     """The base's fingerprint. Collective.
 
     Raises:
-        UserError: the base is not the one that the run was started with, or not the teacher of the cache.
+        UserError: AHN is not exact on the base, it is not the one that the run was started with, or not the teacher of
+            the cache.
     """
     error, fingerprint, teacher = None, "", ""
     try:
+        _check_halo(plan.config)
+        if plan.config.check_base and ranks.is_main:  # the others find it remembered
+            check_family(load_config(plan.config.model))
         fingerprint = base_fingerprint(plan.config.model)
         check_base_fingerprint(plan.config, fingerprint)
         if plan.teacher is not None and ranks.is_main:  # it reads all weights
@@ -119,7 +124,6 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
         UserError: the model or the checkpoint cannot be read.
     """
     config, train = plan.config, plan.config.train
-    _check_halo(config)
     state, weights, moments = _load_checkpoint(checkpoint, ranks)
     model = load_base(
         config.model,
