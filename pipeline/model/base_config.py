@@ -30,7 +30,7 @@ def read_base_config(model: str) -> dict:
         not has_memories and not holds_memories_alone(folder),
         f"--model {model} is an AHN model, the teacher is its base; name that one's folder",
     )
-    for name in ("hidden_size", "vocab_size"):
+    for name in ("hidden_size", "vocab_size", "num_attention_heads"):
         value = settings.get(name) if isinstance(settings, dict) else None
         require(type(value) is int, f"--model {model}: config.json has no whole number as {name}, found {value!r}")
     return settings

@@ -52,5 +52,5 @@ def decide_generation(model: PreTrainedModel, temperature: float, top_p: float) 
         name: value
         for name, value in theirs.to_diff_dict().items()
         if name not in (*_TOKEN_IDS, *_ABOUT_THE_FILE)
-        and value not in (None, usual.get(name), getattr(ours, name, None))
+        and value not in (None, False, usual.get(name), getattr(ours, name, None))
     }
