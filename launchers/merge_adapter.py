@@ -8,25 +8,25 @@ import signal
 import sys
 
 from pipeline.config import MergeConfig, parse_cli
-from pipeline.errors import UserError, run_cli
+from pipeline.errors import run_cli
+from pipeline.model.files import fetch_model
 
 
 def main() -> None:
     config = parse_cli(MergeConfig)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is removed
-    if not config.adapter.is_dir():
-        raise UserError(f"--adapter {config.adapter}: no such folder")
+    adapter = fetch_model(str(config.adapter), "--adapter")
     if config.layout == "published":
         from pipeline.model.export import export_published
 
-        export_published(config.adapter, config.output, base=config.base)
+        export_published(adapter, config.output, base=config.base)
     else:
         import torch
 
         from pipeline.model.export import merge_adapter
 
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-        merge_adapter(config.adapter, config.output, dtype=dtype, base=config.base, check=config.check_base)
+        merge_adapter(adapter, config.output, dtype=dtype, base=config.base, check=config.check_base)
     print(config.output)
 
 

@@ -68,7 +68,7 @@ class MergeConfig:
     """Write an adapter in another form: with its base as one transformers folder, or in the published layout."""
 
     adapter: Path
-    """Adapter folder (RUN/adapter)."""
+    """Adapter folder (RUN/adapter), or its hub id."""
     output: Path
     """Folder to write; must not exist yet."""
     layout: Literal["merged", "published"] = "merged"

@@ -79,8 +79,12 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     return ModelFiles(model, "base" if window is None else "merged", None, window)
 
 
-def fetch_model(model: str) -> Path:
+def fetch_model(model: str, flag: str = "--model") -> Path:
     """The folder of a model: a local one as it is, that of a hub id from this machine's cache or from the hub.
+
+    Args:
+        model: folder or hub id.
+        flag: what named it, for messages.
 
     Raises:
         UserError: there is neither.
@@ -90,7 +94,7 @@ def fetch_model(model: str) -> Path:
         return folder
     if folder.exists() or not HUB_ID.fullmatch(model):
         raise UserError(
-            f"--model {model}: no such folder; give an adapter, a merged model or a base model, a folder or a hub id "
+            f"{flag} {model}: no such folder; give an adapter, a merged model or a base model, a folder or a hub id "
             f"(owner/name)"
         )
     from huggingface_hub import snapshot_download  # only for hub ids
@@ -99,7 +103,7 @@ def fetch_model(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=FETCHED))
     except (OSError, ValueError) as error:  # the hub's errors are these
         raise UserError(
-            f"--model {model} is no local folder, and the hub gave nothing ({' '.join(str(error).split())[:200]}); "
+            f"{flag} {model} is no local folder, and the hub gave nothing ({' '.join(str(error).split())[:200]}); "
             f"without a network, fetch it before, where there is one (hf download {model}), or name a folder"
         ) from error
 
