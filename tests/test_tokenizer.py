@@ -177,3 +177,15 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--tokenizer .* has no tokenizer that can be read: ") as caught:
         load_tokenizer(str(tmp_path), "--tokenizer")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["llama-2", "mistral-7b"])
+def test_a_merged_folder_has_the_tokenizer_of_its_base(make: Callable[[str], Path], kind: str) -> None:
+    """transformers chooses a tokenizer by the model's type, which is another one there."""
+    folder = make(kind)
+    base, name = load_tokenizer(str(folder)), fingerprint_of(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": f"ahn_{config['model_type']}", "ahn": {}}))
+    merged = AutoTokenizer.from_pretrained(folder)
+    assert type(merged) is type(base) and fingerprint_of(str(folder)) == name
+    assert [merged(text).input_ids for text in TEXTS] == [base(text).input_ids for text in TEXTS]
