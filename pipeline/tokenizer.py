@@ -10,16 +10,21 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.shard_format import tokenizer_fingerprint
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.model.files import find_tokenizer_json
+from pipeline.remembered import digest_of, recall, remember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REMEMBERED = "tokenizers"
+TOKENIZER_FILES = ("tokenizer*", "config.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+                   "*.model", "*.tiktoken", "tekken.json")  # fmt: skip
 CONFIG_FILE, MODEL_FILE = "tokenizer_config.json", "config.json"
 # Neither transformers nor the registration of our models, which no tokenizer depends on, may import torch.
 WITHOUT_TORCH = """
@@ -27,7 +32,7 @@ import sys, types
 from transformers import utils
 utils.is_torch_available = utils.import_utils.is_torch_available = lambda: False
 unregistered = sys.modules["pipeline.model.registration"] = types.ModuleType("unregistered")
-unregistered.register_ahn_models = lambda: None
+unregistered.register_ahn_model = lambda model_type: None
 from pipeline.errors import run_cli
 from pipeline.tokenizer import load_fingerprint
 run_cli(lambda: print(load_fingerprint(sys.argv[1])))
@@ -117,15 +122,30 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase", tokenizer_json: Path) -> s
 
 
 def fingerprint_of(model: str) -> str:
-    """The same, of the model in a folder or under a hub id.
+    """The same, of the model in a folder or under a hub id; remembered for the contents of its files.
 
     Raises:
         UserError: there is none, or it has no tokenizer.
     """
-    if "torch" in sys.modules:
-        return load_fingerprint(model)
-    find_tokenizer_json(model)
-    # A process of its own spares the seconds that torch takes, before flags and files are known to be right.
+    tokenizer_json = find_tokenizer_json(model)
+    found = recall(REMEMBERED, _digest(model, tokenizer_json.parent))
+    if found is None:
+        found = load_fingerprint(model) if "torch" in sys.modules else _load_without_torch(model)
+        remember(REMEMBERED, _digest(model, tokenizer_json.parent), found)  # a hub's folder may have got more files
+    return found
+
+
+def _digest(model: str, folder: Path) -> str:
+    """Of all that AutoTokenizer looks at, and of those who look."""
+    files = [path for name in TOKENIZER_FILES for path in sorted(folder.glob(name)) if path.is_file()]
+    named = [part for path in files for part in (path.name, path)]
+    versions = [version(package) for package in ("transformers", "tokenizers")]
+    sources = [Path(__file__), Path(__file__).with_name("__init__.py")]
+    return digest_of(["folder" if Path(model).is_dir() else "hub", *versions, *sources, *named])
+
+
+def _load_without_torch(model: str) -> str:
+    """In a process of its own, without the seconds that torch takes, before flags and files are known to be right."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", WITHOUT_TORCH, model]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

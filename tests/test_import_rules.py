@@ -17,6 +17,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     "pipeline.errors": set(),
     "pipeline.flags": set(),
     "pipeline.byte_counts": set(),
+    "pipeline.remembered": set(),
     "pipeline.whole_output": set(),
     "pipeline.stop_signals": set(),
     "pipeline.folder_claim": set(),
@@ -42,6 +43,7 @@ ALLOWED = {  # layer -> layers of ours it may import
     "pipeline.errors": {"pipeline.stop_signals"},
     "pipeline.flags": {"pipeline.errors"},
     "pipeline.byte_counts": set(),
+    "pipeline.remembered": set(),
     "pipeline.whole_output": {"pipeline.errors"},
     "pipeline.folder_claim": {"pipeline.errors"},
     "pipeline.config": {"pipeline.errors", "pipeline.flags", "pipeline.byte_counts"},
@@ -53,10 +55,13 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.errors", "pipeline.attention.window", "pipeline.losses.positions", "pipeline.teacher.signals"),
         "pipeline.byte_counts",
     },
-    "pipeline.tokenizer": {"pipeline.errors", "pipeline.data.shard_format", "pipeline.model.files"},
+    "pipeline.tokenizer": {
+        *("pipeline.errors", "pipeline.data.shard_format", "pipeline.model.files", "pipeline.remembered")
+    },
     "pipeline.model": {
         *("pipeline.errors", "pipeline.config", "pipeline.ahn", "pipeline.attention", "pipeline.distributed"),
         *("pipeline.losses.output_head", "pipeline.whole_output", "pipeline.tokenizer", "pipeline.byte_counts"),
+        "pipeline.remembered",
     },
     "pipeline.metrics": {"pipeline.errors", "pipeline.config", "pipeline.attention.window"},
     "pipeline.exit_codes": {"pipeline.errors"},

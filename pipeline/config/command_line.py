@@ -108,7 +108,8 @@ class CommandLine:
 
     def _add(self, flag: str, values: list[str]) -> None:
         hint = self._hint(flag)
-        if item_type(hint) is not None:  # jsonargparse would take the last of a flag given twice
+        if item_type(hint) is not None and (is_text(hint) or not _is_whole(values)):
+            # jsonargparse would take the last of a flag given twice; a whole list, in brackets, does replace another
             values = self._lists[flag] = [*self._lists.get(flag, []), *values]
         if flag in ("-h", "--help"):
             self.arguments.append(flag)
@@ -132,9 +133,14 @@ def as_file(name: str, value: Any) -> str:
     return f"--config={json.dumps(reduce(lambda inner, part: {part: inner}, reversed(name.split('.')), value))}"
 
 
+def _is_whole(values: list[str]) -> bool:
+    """Whether the one value is a list in YAML, or null."""
+    return len(values) == 1 and (values[0].startswith("[") or values == ["null"])
+
+
 def _join(values: list[str], hint: Any) -> str:
     """The YAML list of `1 2`, `1,2` and `[1, 2]`; null stays what it is."""
-    if len(values) == 1 and (values[0].startswith("[") or values == ["null"]):
+    if _is_whole(values):
         return values[0]
     items = [item.strip() for value in values for item in value.split(",") if item.strip()]
     return f"[{', '.join(items)}]" if item_type(hint) in (int, float) else json.dumps(items)

@@ -9,17 +9,15 @@ figure wrong without a word. So a small copy of the base (small_copy.py) is run 
 - in training mode as in eval mode; and the merged folder, read again, has the same tensors.
 
 Then the first layers of the base itself give what they gave before they were augmented. What differs by more than
-rounding is refused. A small copy that passed is remembered for its config, these sources and the versions of torch and
-transformers, in the folder that AHN_CACHE_DIR names (default: ahn-pipeline in the user's cache folder).
+rounding is refused. A small copy that passed is remembered (pipeline/remembered.py) for its config, these sources and
+the versions of torch and transformers.
 """
 
 import copy
-import hashlib
-import json
-import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from pipeline.model.freezing import freeze_base
 from pipeline.model.output_head import check_output_head
 from pipeline.model.small_copy import build_small, randomise, small_config
 from pipeline.model.supported import UnsupportedModelError, check_config, family_of, sliding_windows
+from pipeline.remembered import digest_of, recall, remember
 
 WINDOW = WindowSpec(num_sink_tokens=2, window_size=10)
 NUM_TOKENS = 24
@@ -46,6 +45,7 @@ MAX_ROUNDING = 1e-5
 """By which a base may differ from itself when it reads the same tokens in parts: some compute in float32 in between."""
 ACTS = 1e-3
 SOURCES = ("attention", "ahn", "model")
+REMEMBERED = "checked_bases"
 
 
 def check_family(config: PretrainedConfig) -> None:
@@ -62,13 +62,13 @@ def check_family(config: PretrainedConfig) -> None:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[base_class]
     with _explained(family_of(config)):
         small = small_config(config, base_class)
-        record = _record(small)
-        if record.is_file():
+        digest = _digest(small)
+        if recall(REMEMBERED, digest) is not None:
             return
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(0)
             differences = _compare(build_small(model_class, small))
-    _remember(record, differences)
+    remember(REMEMBERED, digest, differences)
 
 
 def augment_checked(base: PreTrainedModel, ahn: dict[str, Any], seed: int) -> PreTrainedModel:
@@ -225,12 +225,14 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and warnings, which would be about the small copy."""
+    """Without transformers' progress bars and warnings, which would be about the small copy. Saving imports DeepSpeed,
+    whose logger has the stdout of that moment, which is for what a launcher prints."""
     level, has_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         transformers.logging.set_verbosity(level)
         if has_bars:
@@ -242,23 +244,9 @@ def _base_config_class(config: PretrainedConfig) -> type[PretrainedConfig]:
     return next(kind for kind in bases if not kind.model_type.startswith(PREFIX))
 
 
-def _record(small: PretrainedConfig) -> Path:
-    """Where it is remembered that a small copy of this config has passed."""
-    digest = hashlib.sha256(small.to_json_string(use_diff=False).encode())
-    digest.update(f"{type(small).__name__} {torch.__version__} {transformers.__version__}".encode())
+def _digest(small: PretrainedConfig) -> str:
+    """Of all that the comparison of a small copy depends on."""
     package = Path(__file__).parents[1]
-    for source in sorted(path for folder in SOURCES for path in (package / folder).glob("*.py")):
-        digest.update(source.read_bytes())
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ahn-pipeline"
-    return Path(os.environ.get("AHN_CACHE_DIR") or default) / "checked_bases" / f"{digest.hexdigest()[:32]}.json"
-
-
-def _remember(record: Path, differences: dict[str, float]) -> None:
-    """On a machine without a writable home the next start computes again."""
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = record.with_suffix(f".tmp-{os.getpid()}")
-        temporary.write_text(json.dumps(differences, indent=1) + "\n")
-        os.replace(temporary, record)
-    except OSError:
-        return
+    sources = (path for folder in SOURCES for path in sorted((package / folder).glob("*.py")))
+    versions = f"{type(small).__name__} {torch.__version__} {transformers.__version__}"
+    return digest_of([small.to_json_string(use_diff=False), versions, *sources])

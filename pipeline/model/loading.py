@@ -36,7 +36,8 @@ def load_base(
         window: what the model infers with where a call does not say; None: 128 sinks + 32,640.
         dtype: of the base.
         seed: of the memories' initial values.
-        check: whether to compute that AHN is exact on this base (base_check.py), where that is not known yet.
+        check: whether to compute that AHN is exact on this base (base_check.py), where that is not known yet, and to
+            compare its head and first layers, whose weights are read for that.
 
     Raises:
         UserError: no such model, or one that cannot be augmented.
@@ -51,7 +52,8 @@ def load_base(
     if window is not None:
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
     model = augment_checked(base, ahn, seed) if check else augment(base, ahn, seed)
-    check_output_head(model)
+    if check:
+        check_output_head(model)
     return freeze_base(model)
 
 

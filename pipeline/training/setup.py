@@ -131,7 +131,7 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
         window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
         dtype=getattr(torch, train.base_dtype),
         seed=train.seed,
-        check=config.check_base,
+        check=config.check_base and ranks.is_main,  # the others would read more of the files than their part
     )
     if plan.deepspeed.get("zero_optimization", {}).get("stage") == 3:
         partition_frozen(model, plan.deepspeed, ranks.device)

@@ -36,7 +36,7 @@ def main() -> None:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     ranks, dtype = init_distributed(), getattr(torch, dtype)
     before = peak_bytes()
-    model = load_base(model_folder, memory=MemoryConfig(), window=None, dtype=dtype, seed=3)
+    model = load_base(model_folder, memory=MemoryConfig(), window=None, dtype=dtype, seed=3, check=ranks.is_main)
     if way == "partitioned":
         partition_frozen(model, SETTINGS, ranks.device)
     peak = peak_bytes() - before

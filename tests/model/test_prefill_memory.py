@@ -13,7 +13,8 @@ from pipeline.config import MemoryConfig
 from pipeline.model.generation import absorb
 from pipeline.model.loading import load_base
 torch.set_num_threads(1)
-model = load_base(sys.argv[1], memory=MemoryConfig(), window=WindowSpec(32, 992), dtype=torch.float32).eval()
+options = {"memory": MemoryConfig(), "window": WindowSpec(32, 992), "dtype": torch.float32, "check": False}
+model = load_base(sys.argv[1], **options).eval()
 cache = absorb(model, torch.randint(0, 500, (1, int(sys.argv[2]))), prefill_chunk=1024)
 print(cache.get_seq_length(), next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM")))
 """

@@ -38,10 +38,10 @@ def test_a_second_run_is_refused_on_every_rank_and_the_first_is_as_if_it_had_bee
 def test_a_refused_base_does_not_stand_in_the_way_of_the_right_one(inputs, tmp_path):
     output, refused = tmp_path / "run", make_model(tmp_path / "refused")
     settings = json.loads((refused / "config.json").read_text())
-    (refused / "config.json").write_text(json.dumps(settings | {"model_type": "t5", "d_model": 32}))
+    (refused / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "gptq"}}))
     flags = ["--train.max_steps", "1", "--train.seed"]
     (finished,) = run_ranks(TRAIN, arguments(inputs, output, *flags, "5", model=refused), tmp_path, num_ranks=1)
-    assert_one_line(finished, "t5")
+    assert_one_line(finished, "quantised (gptq)")
     assert not output.exists()
     (finished,) = run_ranks(TRAIN, arguments(inputs, output, *flags, "6"), tmp_path, num_ranks=1)
     assert finished.returncode == 0, finished.output[-2000:]
