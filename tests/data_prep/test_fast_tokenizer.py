@@ -319,7 +319,6 @@ def _set(content: dict, path: str, value: object) -> None:
         ("gpt2", "added_tokens.1.lstrip", True, "an added token with one of"),
         ("qwen2", "added_tokens.1.normalized", True, "normalised text"),
         ("gpt2", "added_tokens.1.content", "two words", "several words"),
-        ("gpt2", "model.dropout", 0.5, "without dropout"),
         ("gpt2", "model.end_of_word_suffix", "</w>", "suffixes"),
         ("gpt2", "post_processor", {"type": "BertProcessing", "sep": ["<|end|>", 0], "cls": ["<|end|>", 0]}, "Bert"),
     ],
@@ -332,9 +331,20 @@ def test_parts_of_unknown_behaviour_are_left_to_tokenizers(
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     choice = choose_backend(_spec(tmp_path), [PROSE])
     assert choice.name == "tokenizers" and reason in choice.reason
-    if path != "model.dropout":
-        expected = _expected(load_reference(_spec(tmp_path)), PROSE)
-        assert DocumentTokenizer(_spec(tmp_path), choice.name).encode(PROSE).tolist() == expected
+    expected = _expected(load_reference(_spec(tmp_path)), PROSE)
+    assert DocumentTokenizer(_spec(tmp_path), choice.name).encode(PROSE).tolist() == expected
+
+
+def test_dropout_is_off_in_both_backends(folders: dict[str, Path], tmp_path: Path) -> None:
+    content = json.loads((folders["gpt2"] / "tokenizer.json").read_bytes())
+    _set(content, "model.dropout", 0.5)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    expected = _expected(load_reference(_spec(folders["gpt2"])), PROSE)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(PROSE).ids != expected  # it would draw
+    assert choose_backend(_spec(tmp_path), [PROSE]).name == "tiktoken"
+    assert _expected(load_reference(_spec(tmp_path)), PROSE) == expected
+    for backend in ("tiktoken", "tokenizers"):
+        assert DocumentTokenizer(_spec(tmp_path), backend).encode(PROSE).tolist() == expected
 
 
 @pytest.mark.parametrize("change", ["swap", "drop", "swap ids"])

@@ -1,21 +1,19 @@
 """Which pieces of a packed folder are scored."""
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import DataError
 from pipeline.evaluation.heldout.pieces import select_pieces
-from tests.training.synthetic import make_data
+from tests.training.synthetic import make_data, make_model
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Documents `doc-0` .. of each sample share their ids over samples, as the pieces of a cut document do."""
     folder = tmp_path_factory.mktemp("data")
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
-    return PackedDataset(make_data(folder / "packed", folder, [[40, 24, 18], [64], [17, 47]], seq_len=82))
+    model = make_model(folder / "model")
+    return PackedDataset(make_data(folder / "packed", model, [[40, 24, 18], [64], [17, 47]], seq_len=82))
 
 
 def spans(pieces):

@@ -86,8 +86,9 @@ assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if ".ah
 
 
 @torch.no_grad()
-def test_a_merged_folder_loads_with_auto_classes_in_a_fresh_process(base_of_family, tokens, tmp_path):
-    base = base_of_family
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_a_merged_folder_loads_with_auto_classes_in_a_fresh_process(family, base_folders, tokens, tmp_path):
+    base = Base(str(base_folders[family]), "gated_delta_net")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
     tokenizer.save_pretrained(base.folder)
     model = base.load_acting(torch.bfloat16)
