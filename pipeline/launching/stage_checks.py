@@ -70,7 +70,10 @@ def _check_room(experiment: Experiment, config: TeacherCacheConfig) -> None:
     most, free = most_bytes(plan, plan.missing), free_bytes(config.output)
     if most <= free:
         return
-    message = f"--output {config.output}: {free} bytes are free, {len(plan.missing)} shards take up to {most}"
+    message = (
+        f"--output {config.output}: {format_bytes(free)} are free where {len(plan.missing)} shards take up to "
+        f"{format_bytes(most)}"
+    )
     # A bound that is seldom reached; of the rest, what the last tokens of documents leave out is little.
     is_loose = isinstance(plan.signal, SampledSpec) or config.compression != "none" or config.min_budget > 0
     if is_loose:

@@ -83,7 +83,8 @@ def build_stages(config: SubmitConfig, overrides: Mapping[str, list[str]], findi
         section = getattr(config, name)
         if section is None and not overrides[name]:
             continue
-        given = dict(section or {})
+        replaced = {flag[2:].partition("=")[0] for flag in overrides[name] if looks_like_flag(flag)}
+        given = {key: value for key, value in (section or {}).items() if key not in replaced}  # lists would be added to
         recipe = [f"--config={file}"] if (file := given.pop("config", None)) else []
         links = _links(name, {stage: s.config for stage, s in stages.items()})
         arguments = [*_flags(cls, links), *recipe, *_flags(cls, given), *overrides[name]]

@@ -105,6 +105,6 @@ def test_the_official_suites_run_without_a_network(data_root, folder, tmp_path):
     assert report["lveval"]["tasks"]["cmrc_mixup_16k"]["truncated"] == 0
     for suite in report:  # the base has 1,024 positions
         evicted = report[suite]["evicted"]
-        told = f"{suite}: By the end of its prompt, sinks + window have evicted {evicted['min']:,} to"
+        told = f"By the end of its prompt, sinks + window have evicted {evicted['min']:,} to"
         assert told in done.stdout and evicted["share"] == 1 and "full" in report[suite]["beyond_positions"]
     assert done.stdout.count("longer than the 1,024 positions that it can use") == 2

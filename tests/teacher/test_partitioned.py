@@ -103,7 +103,7 @@ def test_each_rank_holds_its_part_of_the_weights_alone(inputs, tmp_path) -> None
     [
         ({"zero_optimization": {"stage": 2}}, "has ZeRO stage 2, only stage 3 partitions weights"),
         ({}, "has ZeRO stage None"),
-        ({"zero_optimization": 3}, "has ZeRO stage None"),
+        ({"zero_optimization": 3}, "must be an object, found 3"),
         ({**SETTINGS, "optimizer": {"type": "Adam"}, "bf16": {"enabled": True}}, "sets optimizer, bf16, without mean"),
         ({**SETTINGS, "train_batch_size": 8}, "sets train_batch_size, without meaning for a teacher"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights, which rounds"),
@@ -113,7 +113,7 @@ def test_each_rank_holds_its_part_of_the_weights_alone(inputs, tmp_path) -> None
 def test_settings_that_no_teacher_can_follow_are_refused_by_name(tmp_path, settings, message) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match=rf"^--ds_config \S+ds\.json .*{message}") as error:
+    with pytest.raises(ConfigError, match=rf"^--ds_config \S+ds\.json:? .*{message}") as error:
         load_partition_config(path)
     assert "\n" not in str(error.value)
 

@@ -54,6 +54,7 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
                 f"lost their middle."
             )
             + (f" {num_bad} rows of the files could not be read and are left out." if num_bad else "")
+            + "".join(f" {sentence}" for sentence in say_beyond(summary))
         ),
         tables=(
             *_averages(summary),
@@ -61,7 +62,7 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
             averages_table(benchmark.name),
             protocol_table(benchmark.name),
         ),
-        note=" ".join([*say_beyond(summary), INTERVALS, OFFICIAL_CODE[benchmark.name]]),
+        note=f"{INTERVALS} {OFFICIAL_CODE[benchmark.name]}",
     )
 
 
