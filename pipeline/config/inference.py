@@ -122,7 +122,7 @@ class FamiliesConfig:
     families: list[str] = field(default_factory=list)
     """Only these model types. Default: all that AutoModelForCausalLM knows."""
     output: Path = Path("families.md")
-    """Markdown table to write; its rows as JSON beside it."""
+    """Markdown table to write."""
 
 
 def check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:

@@ -6,12 +6,11 @@ transformers (base_check.py), and reading its files. A base on disk may differ f
 by itself. Exits with code 1 if anything but a one-line refusal came up.
 """
 
-import json
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -136,7 +135,6 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     rows = list(check_families(config.families or known))
     config.output.write_text(format_table(rows))
-    config.output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(f"{config.output}: {dict(Counter(row.result for row in rows))}")
     if any(row.result == "WRONG" for row in rows):
         sys.exit(1)

@@ -84,6 +84,7 @@ def build_stages(config: SubmitConfig, overrides: Mapping[str, list[str]], findi
         if section is None and not overrides[name]:
             continue
         replaced = {flag[2:].partition("=")[0] for flag in overrides[name] if looks_like_flag(flag)}
+        replaced.discard("config")  # of several files the later wins, key by key
         given = {key: value for key, value in (section or {}).items() if key not in replaced}  # lists would be added to
         recipe = [f"--config={file}"] if (file := given.pop("config", None)) else []
         links = _links(name, {stage: s.config for stage, s in stages.items()})
