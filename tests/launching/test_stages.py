@@ -55,6 +55,18 @@ def test_recipe_then_section_then_command_line(tmp_path):
     assert str(stages["evaluate"].config.run) == "elsewhere" and stages["prepare"].config.inputs == ["x", "y"]
 
 
+def test_a_recipe_of_the_command_line_is_layered_over_the_sections(tmp_path):
+    """A list there replaces the section's, and is not added to it."""
+    (tmp_path / "a.yaml").write_text("train: {max_steps: 1, seed: 1}\nmodel: of a\n")
+    (tmp_path / "b.yaml").write_text("train: {seed: 22}\n")
+    section = {**SECTIONS["train"], "config": str(tmp_path / "a.yaml"), "train": {"max_steps": 5}}
+    argv = ["--train.config", str(tmp_path / "b.yaml"), "--prepare.inputs", "x"]
+    stages = stages_of(SECTIONS | {"train": section}, *argv)
+    config = stages["train"].config
+    assert (config.model, config.train.max_steps, config.train.seed) == ("of a", 5, 22)
+    assert stages["prepare"].config.inputs == ["x"]
+
+
 def test_a_local_copy_on_the_nodes_reads_the_data_by_url():
     stages = stages_of(SECTIONS, site=SiteConfig(data_cache="/scratch/%j"))
     assert stages["train"].config.data == f"file://{Path('data').absolute()}"
