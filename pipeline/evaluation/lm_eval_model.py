@@ -87,9 +87,7 @@ class HippocampusLM(SharedLM):
         if isinstance(pretrained, str):
             files = resolve_model(Path(pretrained), base)
             window = files.choose_window(num_sink_tokens, window_size)
-            no_gpu = device is None or (device.startswith("cuda") and not torch.cuda.is_available())
-            shared = dist.is_initialized() and dist.get_world_size() > 1  # lm-eval's command line says cuda:0 to all
-            placed = choose_device(find_rank().local_rank) if no_gpu or shared else torch.device(device)
+            placed = _place(device)
             pretrained = load_model(str(files.folder), dtype=choose_dtype(dtype, placed), base=files.base).to(placed)
             if window is not None:
                 set_window(pretrained, window)
@@ -241,3 +239,10 @@ class HippocampusLM(SharedLM):
         )
         text = self.tok_decode(output[0, len(prompt) :].tolist())
         return postprocess_generated_text(text, stop=until, think_end_token=None)
+
+
+def _place(device: str | None) -> torch.device:
+    """The device that the command line asks for; of several processes, all told cuda:0 by lm-eval, each its own."""
+    no_gpu = device is None or (device.startswith("cuda") and not torch.cuda.is_available())
+    shared = dist.is_initialized() and dist.get_world_size() > 1
+    return choose_device(find_rank().local_rank) if no_gpu or shared else torch.device(device)

@@ -104,9 +104,7 @@ class _AHNDecoder(_AHNInit):
             plan = past_key_values = _as_hippocampus_cache(past_key_values, self.config)
             padding = plan.set_padding(attention_mask, tokens.shape[1])
             if padding is not None and position_ids is None:
-                first = plan.get_seq_length()
-                columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
-                position_ids = (columns - padding[:, None]).clamp(min=0)
+                position_ids = plan.padded_position_ids(padding, tokens.shape[1])
         else:
             documents = self._documents(tokens, attention_mask) if documents is None else documents
             size = tokens.shape[:2] if shard is None else (1, shard.num_tokens)

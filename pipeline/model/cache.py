@@ -267,6 +267,11 @@ class HippocampusCache(Cache):
             layer.set_padding(padding)
         return padding
 
+    def padded_position_ids(self, padding: Tensor, num_new: int) -> Tensor:
+        """position_ids [B, new] of the next columns of rows that are padded on the left; 0 for padding itself."""
+        first = self.get_seq_length()
+        return (torch.arange(first, first + num_new, device=padding.device) - padding[:, None]).clamp(min=0)
+
     def snapshot(self) -> "HippocampusCache":
         """A copy that later tokens do not change: absorb a document once, then ask each question from a copy."""
         return copy.deepcopy(self)

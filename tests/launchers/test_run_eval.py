@@ -45,13 +45,15 @@ def lines_of(folder: Path) -> list[tuple[str, str]]:
 def check_evictions(folder: Path, report: dict, printed: str) -> None:
     """Every record, summary and section, and the terminal, tell what was evicted."""
     budget, page = TINY_WINDOW.lossless_budget, (folder / "report.html").read_text()
+    told = re.findall(r"^By the end of its prompt, .* have evicted ([\d,]+) to ([\d,]+) tokens", printed, re.MULTILINE)
+    found = [[f"{each['evicted'][name]:,}" for name in ("min", "max")] for each in report.values()]
+    assert [list(each) for each in told] == found, "one sentence a suite, in their order"
     records = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     for suite, found in report.items():
         evicted = found["evicted"]
         counts = np.concatenate([np.atleast_1d(r["evicted"]) for r in records if r["suite"] == suite])
         assert (evicted["min"], evicted["max"]) == (counts.min(), counts.max()) and evicted["share"] == 1
-        told = f"have evicted {evicted['min']:,} to {evicted['max']:,} tokens"
-        assert re.search(f"^By the end of its prompt, .* {told}", printed, re.MULTILINE) and told in page
+        assert f"have evicted {evicted['min']:,} to {evicted['max']:,} tokens" in page
     for each in records:
         if each["suite"] == "needles":
             assert each["evicted"] == each["length"] - budget
