@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import GenerateConfig, parse_cli
-from pipeline.errors import UserError, run_cli
+from pipeline.errors import UserError, escape_controls, run_cli
 from pipeline.model.files import ModelFiles, find_tokenizer_json, resolve_model
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def describe_settings(config: GenerateConfig, not_done: dict[str, Any]) -> str:
     else:
         decoding = f"sampling at temperature {config.temperature}, top_p {config.top_p}, seed {config.seed}"
     others = ", ".join(f"{name} {textwrap.shorten(str(value), 40)}" for name, value in not_done.items())
+    others = escape_controls(others)
     return f"{decoding}, at most {config.max_new_tokens} tokens" + (
         f"; not in force, of the base's generation_config: {others}" if others else ""
     )
@@ -120,7 +121,6 @@ def main() -> None:
     input_ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=add_special_tokens).input_ids
     if input_ids.shape[1] == 0:
         raise UserError(f"the tokenizer of {files.tokenizer} makes no token of the prompt; give another one")
-    torch.manual_seed(config.seed)
     device = choose_device()
     model = load_model(
         str(files.folder), dtype=choose_dtype(config.dtype, device), base=files.base, check=config.check_base
@@ -139,6 +139,7 @@ def main() -> None:
     num_prompt = num_absorbed + input_ids.shape[1]
     not_done = decide_generation(model, config.temperature, config.top_p)
     print(describe_settings(config, not_done), file=sys.stderr, flush=True)
+    torch.manual_seed(config.seed)
     output = model.generate(
         input_ids,
         attention_mask=torch.ones(1, num_prompt, dtype=torch.int64, device=device),

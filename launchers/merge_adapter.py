@@ -4,9 +4,6 @@ python launchers/merge_adapter.py --adapter RUN/adapter --output MERGED
 python launchers/merge_adapter.py --adapter RUN/adapter --output PUBLISHED --layout published  # memories alone
 """
 
-import signal
-import sys
-
 from pipeline.config import MergeConfig, parse_cli
 from pipeline.errors import run_cli
 from pipeline.model.files import fetch_model
@@ -14,7 +11,6 @@ from pipeline.model.files import fetch_model
 
 def main() -> None:
     config = parse_cli(MergeConfig)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is removed
     adapter = fetch_model(str(config.adapter), "--adapter")
     if config.layout == "published":
         from pipeline.model.export import export_published

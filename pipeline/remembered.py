@@ -25,19 +25,19 @@ def recall(kind: str, digest: str) -> Any:
     """The record; None where there is none, or a damaged one."""
     try:
         return json.loads(_path(kind, digest).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home folder
         return None
 
 
 def remember(kind: str, digest: str, record: Any) -> None:
     """Keeps a record for `recall`, in this process and others."""
-    path = _path(kind, digest)
     try:
+        path = _path(kind, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, RuntimeError):
         return
 
 

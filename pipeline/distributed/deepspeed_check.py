@@ -61,6 +61,8 @@ def check_deepspeed_config(path: Path, settings: dict[str, Any]) -> None:
     try:
         with deepspeed_settings(f"--ds_config {path}"):
             DeepSpeedConfig(shown)
+    except AttributeError as error:  # it looks for keys in a section that has none
+        raise UserError(f"--ds_config {path}: a section that must be an object {{...}} is not ({error})") from error
     finally:
         logger.setLevel(level)
     for key, section in shown.items():

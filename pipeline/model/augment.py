@@ -152,6 +152,7 @@ class _AHNCausalLM(OwnCache, _AHNInit):
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         config.ahn = {**DEFAULT_AHN, **(config.ahn or {})}
+        check_supported(self, self.get_decoder(), config)
         _attach_memories(self, config)
         self.post_init()
 
@@ -236,7 +237,6 @@ def memory_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
     decoder = model.get_decoder()
-    check_supported(model, decoder, config)
     decoder.__class__ = _decoder_class(type(decoder))
     for layer, sliding_window in zip(decoder.layers, sliding_windows(config), strict=True):
         attention, memory = layer.self_attn, None

@@ -26,7 +26,6 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.model.augment import PREFIX, augment
@@ -34,7 +33,7 @@ from pipeline.model.cache import HippocampusCache
 from pipeline.model.freezing import freeze_base
 from pipeline.model.output_head import check_output_head
 from pipeline.model.small_copy import build_small, randomise, small_config
-from pipeline.model.supported import UnsupportedModelError, check_config, family_of, sliding_windows
+from pipeline.model.supported import UnsupportedModelError, causal_lm_class, check_config, family_of, sliding_windows
 from pipeline.remembered import digest_of, recall, remember
 
 WINDOW = WindowSpec(num_sink_tokens=2, window_size=10)
@@ -44,7 +43,7 @@ TOLERANCE = 1e-9
 MAX_ROUNDING = 1e-5
 """By which a base may differ from itself when it reads the same tokens in parts: some compute in float32 in between."""
 ACTS = 1e-3
-SOURCES = ("attention", "ahn", "model")
+SOURCES = ("attention", "ahn", "losses", "model")
 REMEMBERED = "checked_bases"
 
 
@@ -59,14 +58,14 @@ def check_family(config: PretrainedConfig) -> None:
     """
     check_config(config)
     base_class = _base_config_class(config)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[base_class]
+    model_class = causal_lm_class(base_class)
     with _explained(family_of(config)):
         small = small_config(config, base_class)
         digest = _digest(small)
         if recall(REMEMBERED, digest) is not None:
             return
         with torch.random.fork_rng(devices=[]), _quiet():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs, too
             differences = _compare(build_small(model_class, small))
     remember(REMEMBERED, digest, differences)
 

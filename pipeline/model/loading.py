@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
@@ -16,7 +17,7 @@ from pipeline.model.files import ADAPTER_CONFIG, find_weights
 from pipeline.model.freezing import freeze_base
 from pipeline.model.output_head import check_output_head
 from pipeline.model.published import find_published, read_published
-from pipeline.model.supported import UnsupportedModelError, check_config
+from pipeline.model.supported import causal_lm_class, check_config
 
 
 def load_base(
@@ -47,7 +48,7 @@ def load_base(
     find_weights(path_or_id)
     if check:
         check_family(config)
-    base = _read_weights(causal_lm_class(config), path_or_id, dtype)
+    base = _read_weights(causal_lm_class(type(config)), path_or_id, dtype)
     ahn = {"cell": memory.cell, "init": memory.init}
     if window is not None:
         ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
@@ -69,7 +70,7 @@ def _read_weights(model_class: type, path_or_id: str, dtype: torch.dtype) -> Pre
         )
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"--model {path_or_id}: {' '.join(str(error).split())[:300]}") from error
     check_complete(report["missing_keys"], path_or_id)
     return model
@@ -83,7 +84,7 @@ def load_config(path_or_id: str) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(path_or_id)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"--model {path_or_id}: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -154,14 +155,3 @@ def load_model(path: str, *, dtype: torch.dtype, base: str | None = None, check:
         check_family(config)
     model = _read_weights(AutoModelForCausalLM, path, dtype)
     return freeze_base(model) if hasattr(config, "ahn") else model
-
-
-def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The decoder language model of a config.
-
-    Raises:
-        UnsupportedModelError: transformers has none.
-    """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(f"{config.model_type}: transformers has no decoder language model of this type")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

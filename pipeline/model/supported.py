@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline.errors import UserError
 
@@ -17,6 +18,19 @@ class UnsupportedModelError(UserError):
 def family_of(config: PretrainedConfig) -> str:
     """The base's model_type."""
     return config.model_type.removeprefix("ahn_")
+
+
+def causal_lm_class(config_class: type[PretrainedConfig]) -> type[PreTrainedModel]:
+    """The decoder language model that belongs to a config's class.
+
+    Raises:
+        UnsupportedModelError: transformers has none.
+    """
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"{config_class.model_type}: transformers has no decoder language model of this type"
+        )
+    return MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
 
 def sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:

@@ -15,9 +15,9 @@ from pipeline.config import TeacherCacheConfig
 from pipeline.data.shard_format import PackedSample
 from pipeline.losses.output_head import OutputHead
 from pipeline.model.base_check import check_family
-from pipeline.model.loading import causal_lm_class, load_config, load_model
+from pipeline.model.loading import load_config, load_model
 from pipeline.model.output_head import check_output_head, find_output_head
-from pipeline.model.supported import check_supported
+from pipeline.model.supported import causal_lm_class, check_supported
 from pipeline.teacher.document_attention import IMPLEMENTATION, Piece, split_sample
 
 
@@ -93,7 +93,7 @@ def check_teacher(model: str, check_base: bool = True) -> None:
     """
     config = load_config(model)
     with torch.device("meta"):
-        base = causal_lm_class(config)(config)
+        base = causal_lm_class(type(config))(config)
     check_supported(base, base.get_decoder(), config)
     find_output_head(base)
     if check_base:

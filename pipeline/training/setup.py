@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import TrainRunConfig
@@ -125,14 +126,7 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
     """
     config, train = plan.config, plan.config.train
     state, weights, moments = _load_checkpoint(checkpoint, ranks)
-    model = load_base(
-        config.model,
-        memory=config.memory,
-        window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
-        dtype=getattr(torch, train.base_dtype),
-        seed=train.seed,
-        check=config.check_base and ranks.is_main,  # the others would read more of the files than their part
-    )
+    model = _load_base(config, ranks)
     if plan.deepspeed.get("zero_optimization", {}).get("stage") == 3:
         partition_frozen(model, plan.deepspeed, ranks.device)
     model.to(ranks.device)
@@ -149,6 +143,24 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
     if moments:
         restore_moments(engine, moments, num_updates=state.step - state.skipped_steps)
     return engine, state
+
+
+def _load_base(config: TrainRunConfig, ranks: Ranks) -> PreTrainedModel:
+    """Every rank loads for itself; what one refuses ends all."""
+    model, error = None, None
+    try:
+        model = load_base(
+            config.model,
+            memory=config.memory,
+            window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
+            dtype=getattr(torch, config.train.base_dtype),
+            seed=config.train.seed,
+            check=config.check_base and ranks.is_main,  # the others would read more of the files than their part
+        )
+    except UserError as found:
+        error = found
+    raise_together(error, ranks)
+    return model
 
 
 def _check_halo(config: TrainRunConfig) -> None:

@@ -31,7 +31,7 @@ class StepProgress:
         self._ranks, self._stop = ranks, stop
         self._step, self._num_micro_batches = step, num_micro_batches
         self._stride, self._micro_batch_s, self._done, self._since = 1, 0.0, 0, time.monotonic()
-        self._is_terminal, self._loss = sys.stderr.isatty(), ""
+        self._is_terminal, self._loss, self._is_within = sys.stderr.isatty(), "", False
         self._bar = tqdm(total=num_steps, initial=step, desc="train", unit="step", disable=not ranks.is_main)
         stop.describe = self.describe
 
@@ -45,7 +45,7 @@ class StepProgress:
 
     def begin(self) -> None:
         """The next step begins."""
-        self._done, self._since = 0, time.monotonic()
+        self._done, self._since, self._is_within = 0, time.monotonic(), True
 
     def between(self, num_done: int) -> bool:
         """Whether to stop here, within a step; so many of its micro-batches are done. Collective.
@@ -66,7 +66,7 @@ class StepProgress:
             loss: None in a step that was skipped.
             rank_seconds: that it took on each rank, the same values on all; empty in a step that was skipped.
         """
-        self._step, self._done, self._since = self._step + 1, 0, time.monotonic()
+        self._step, self._done, self._since, self._is_within = self._step + 1, 0, time.monotonic(), False
         if len(rank_seconds) > 0:
             self._micro_batch_s = max(rank_seconds) / self._num_micro_batches
             self._stride = max(1, round(AGREE_S / self._micro_batch_s))
@@ -77,6 +77,8 @@ class StepProgress:
 
     def describe(self) -> str:
         """What a stop does now, and when."""
+        if not self._is_within:
+            return f"stops before step {self._step + 1}, saves its state and exits with {EXIT_STOPPED}"
         due = min((self._done // self._stride + 1) * self._stride, self._num_micro_batches)
         seconds = (due - self._done) * self._micro_batch_s - (time.monotonic() - self._since)
         about = f", in about {max(1.0, seconds):.0f} s" if self._micro_batch_s else ""

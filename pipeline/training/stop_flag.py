@@ -39,7 +39,9 @@ class StopFlag:
     def _request(self, number: signal.Signals) -> None:
         now, before = time.monotonic(), self._requested_at
         if number == signal.SIGINT and (self.describe is None or (before and now - before > SECOND_CTRL_C_S)):
-            kept = "nothing is trained yet" if self.describe is None else "the newest checkpoint is kept"
+            kept = "the newest checkpoint is kept"
+            if self.describe is None:
+                kept = "this start has trained nothing yet, checkpoints are as they were"
             self._say(number, f"ends at once; {kept}")
             os._exit(128 + number)
         if before is None:

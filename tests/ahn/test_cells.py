@@ -96,7 +96,7 @@ def test_packed_sequences_do_not_see_each_other(rule, bounds, with_state):
 
 
 @every_rule
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 150), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 5, 16]))
 def test_any_shape(rule, length, batch, groups, repeats, dim):
     inputs, state = draw(rule, batch, length, groups * repeats, groups, dim)

@@ -424,7 +424,7 @@ class WordComparison:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["digits", "qwen2"])
+@pytest.mark.parametrize("kind", [pytest.param("digits", marks=pytest.mark.drill), "qwen2"])
 def test_all_characters_are_cut_alike_but_for_those_that_are_refused(kind: str, folders: dict[str, Path]) -> None:
     content = json.loads((folders[kind] / "tokenizer.json").read_bytes())
     rules = read_text_rules(content)

@@ -26,6 +26,7 @@ SIZES = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_a
         ({"flops_profiler": {"enable": True}}, '"flops_profiler" has "enable"; did you mean "enabled"?'),
         ({"activation_checkpointing": {"partition_activation": True}}, 'did you mean "partition_activations"?'),
         ({"communication_data_type": "fp99"}, "Invalid communication_data_type"),
+        ({"activation_checkpointing": True}, "a section that must be an object {...} is not"),
         ({"elasticity": {"enabled": True}}, "Elastic training has been removed"),
     ],
 )

@@ -93,9 +93,17 @@ def base_folders(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(params=[f"{f}-{cell}" for f in FAMILIES for cell in CELLS if f != "gemma3" or cell != "delta_net"])
+PAIRS = {"qwen2-gated_delta_net", "qwen3-delta_net", "llama-mamba2", "mistral-gated_delta_net", "gemma3-mamba2"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(pair, marks=() if pair in PAIRS else pytest.mark.drill)
+        for pair in (f"{family}-{cell}" for family in FAMILIES for cell in CELLS)
+    ]
+)
 def base(request, base_folders):
-    """Each family with each cell, but for one pair."""
+    """Each family and each cell in some pair; each family with each cell in the drill."""
     family, cell = request.param.split("-")
     return Base(str(base_folders[family]), cell)
 

@@ -2,11 +2,12 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -92,12 +93,38 @@ def test_what_passed_is_remembered_until_the_config_changes(base_of_family, tmp_
         check_family(config)
 
 
-def test_the_global_random_numbers_stay_as_they_are(base_of_family):
+def test_the_global_random_numbers_stay_as_they_are(base_of_family, tmp_path, monkeypatch):
+    """The GPUs', too: a text that is sampled does not depend on whether the base was checked before."""
+    monkeypatch.setenv("AHN_CACHE_DIR", str(tmp_path / "cache"))
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeds the GPUs"))
     check_family(load_config(base_of_family.folder))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_user_without_a_home_folder_has_the_base_checked_each_time(base_folders, monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("AHN_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    check_family(load_config(str(base_folders["qwen2"])))
+
+
+def test_what_is_no_decoder_is_one_line():
+    with pytest.raises(UserError, match="t5: transformers has no decoder language model of this type"):
+        check_family(T5Config())
+
+
+def test_a_config_that_contradicts_itself_is_one_line(base_folders, tmp_path):
+    broken = json.loads((base_folders["qwen2"] / "config.json").read_text()) | {"num_hidden_layers": 7}
+    (tmp_path / "config.json").write_text(json.dumps(broken))
+    with pytest.raises(UserError, match=r"--model .*`layer_types`") as error:
+        load_config(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["base", "merged"])

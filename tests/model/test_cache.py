@@ -19,7 +19,7 @@ def absorb(model, tokens, mask=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk_size", [1, 7, 16, 100])
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
 def test_chunked_prefill_generates_the_same(base, tokens, chunk_size):
     model = base.load_acting()
     expected = model.generate(tokens, max_new_tokens=10, **GREEDY)

@@ -9,9 +9,9 @@ from pipeline.config import MemoryConfig
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.loading import load_base
 
-WINDOW = WindowSpec(num_sink_tokens=16, window_size=112)
-LENGTH = 320
-CHUNKS = [100, 60, 1, 1, 1, 95, 62]
+WINDOW = WindowSpec(num_sink_tokens=8, window_size=40)
+LENGTH = 144
+CHUNKS = [40, 30, 1, 1, 1, 45, 26]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_chunks_and_one_forward_differ_no_more_than_the_bases_own(model, smollm2
 @torch.no_grad()
 def test_greedy_generate_is_the_uncached_loop(model, text_tokens):
     prompt = text_tokens[:, : WINDOW.lossless_budget - 4]
-    generated = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    generated = model.generate(prompt, max_new_tokens=8, do_sample=False)
     expected = prompt
     while expected.shape[1] < generated.shape[1]:
         logits = model(expected, use_cache=False, logits_to_keep=1).logits

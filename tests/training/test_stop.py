@@ -84,10 +84,13 @@ def test_ranks_ask_each_other_after_seconds_of_micro_batches_and_not_within_shor
 def test_the_answer_says_what_a_stop_does_and_when(monkeypatch):
     stop = StopFlag()
     progress, _ = make_progress(monkeypatch, 16, stop)
+    assert stop.describe() == "stops before step 1, saves its state and exits with 85"
+    progress.begin()
     assert stop.describe().startswith("stops after micro-batch 1 of 16 of step 1, saves the state before that step")
     progress.end(0.5, [32.0])
-    assert stop.describe().startswith("stops after micro-batch 2 of 16 of step 2, in about 4 s, saves")
+    assert stop.describe() == "stops before step 2, saves its state and exits with 85"
     progress.begin()
+    assert stop.describe().startswith("stops after micro-batch 2 of 16 of step 2, in about 4 s, saves")
     progress.between(3)
     assert stop.describe().startswith("stops after micro-batch 4 of 16 of step 2, in about 2 s, saves")
     progress.between(15)
