@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from data_prep.run_info import check_run_info
 from pipeline.data.shard_format import DataError, Manifest, tokenizer_fingerprint
-from pipeline.errors import UserError
 from pipeline.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -27,6 +26,8 @@ def load_decoder(manifest: Manifest, given: str) -> Decode:
         DataError: no tokenizer there, or another one than the data's.
     """
     path = Path(given) / TOKENIZER_FILE if Path(given).is_dir() else Path(given)
+    if not path.exists() and Path(given).is_dir():
+        raise DataError(f"--tokenizer {given}: the folder has no {TOKENIZER_FILE}")
     if not path.exists():
         path = _from_hub(given)
     found, decode = _read(path, f"--tokenizer {given}", manifest.tokenizer_sha256)
@@ -104,8 +105,6 @@ def _read(path: Path | None, place: str, wanted: str) -> tuple[str, Decode | Non
         found = fingerprint(loaded, path)
     except OSError as error:
         raise DataError(f"{place} cannot be read ({error.strerror})") from error
-    except UserError as error:
-        raise DataError(f"{place}: {path} is not a tokenizer ({error})") from error
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{place}: {path} is not a tokenizer ({error})") from error
     decode = partial(loaded.backend_tokenizer.decode, skip_special_tokens=False)

@@ -75,7 +75,7 @@ def _find_names(name: str, folders_only: bool, files: dict[str, str], tops: set[
     """Files whose name fits, or that of a folder around them: from the given one on down, else below the shared one."""
     parts = {}
     for url, path in files.items():
-        names = (next(_tails(path, tops), None) or next(_tails(path, {shared}))).split("/")
+        names = (next(_tails(path, tops), None) or next(_tails(path, {shared}), path)).split("/")
         parts[url] = names[:-1] if folders_only else names
     as_spelled = {url for url, names in parts.items() if name in names}
     fits = re.compile(translate(name)).match

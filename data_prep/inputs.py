@@ -93,7 +93,7 @@ def find_inputs(source: Source) -> tuple[list[InputFile], dict[str, int]]:
 
 
 def _input_file(source: Source, url: str, shared: str, size: int) -> InputFile:
-    name = url[len(shared) + 1 :]
+    name = url[len(shared) + 1 :] if shared else url
     try:
         name.encode()
     except UnicodeEncodeError as error:  # the file system allows any bytes; the manifest is JSON

@@ -142,6 +142,7 @@ def _prepare_locked(
         remove_scratch(output)  # of a run that was killed in its last instant
         print(escape_controls(f"{output} is already complete with these parameters; nothing to do"))
         return there
+    tokenizer_path = Path(documents.tokenizer.path)  # where the user has it, not the copy for this run
     documents = replace(documents, tokenizer=documents.tokenizer.stored(scratch))
     units = make_units(files, inspected, documents, spec.packing, output)
     save_plan(output, planned)
@@ -152,7 +153,7 @@ def _prepare_locked(
         reasons = describe_counts(manifest.dropped["documents"])
         raise DataError(f"not one usable document in {len(manifest.inputs)} files (dropped: {reasons})")
     remove_temporary_files(output)
-    write_run_info(output, _run_info(started, choice, Path(documents.tokenizer.path), receipts, num_reused))
+    write_run_info(output, _run_info(started, choice, tokenizer_path, receipts, num_reused))
     complete_folder(output, manifest)
     return manifest
 

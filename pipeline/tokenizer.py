@@ -67,6 +67,8 @@ def load_tokenizer(
             f"{flag} {name_or_path}: {type(tokenizer).__name__} is not of the tokenizers library, on which data "
             f"preparation and evaluation rest; use a model that has a tokenizer.json"
         )
+    if backend.get_vocab_size(with_added_tokens=False) < 2:  # transformers makes one up where files are missing
+        raise UserError(f"{flag} {name_or_path} has no tokenizer's files; copy those of its base beside its weights")
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None
     return tokenizer

@@ -179,6 +179,15 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "ahn_qwen2"])
+def test_a_model_without_a_tokenizer_is_one_line(tmp_path: Path, model_type: str) -> None:
+    """transformers makes an empty one for it, of which every text has no token."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "ahn": {}}))
+    with pytest.raises(UserError, match="tokenizer") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["llama-2", "mistral-7b"])
 def test_a_merged_folder_has_the_tokenizer_of_its_base(make: Callable[[str], Path], kind: str) -> None:
     """transformers chooses a tokenizer by the model's type, which is another one there."""

@@ -88,6 +88,8 @@ def check_names(where: str, names: list[str], column: Column) -> None:
 
 def holds_json(kind: pa.DataType) -> bool:
     """Whether values of the type are, or have in them, text that spells JSON: what `datasets` infers as Json()."""
+    if pa.types.is_map(kind):  # pairs, whose values `datasets` never writes as JSON
+        return False
     return isinstance(kind, pa.JsonType) or any(holds_json(kind.field(n).type) for n in range(kind.num_fields))
 
 

@@ -156,7 +156,9 @@ def _tools(fields: dict) -> list[dict] | None:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InvalidDocument("malformed_tools")
     if given[0] == "functions":
-        tools = [{"type": "function", "function": tool} for tool in tools]
+        tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    if not _is_json(tools):
+        raise InvalidDocument("malformed_tools")
     return tools or None
 
 
@@ -172,7 +174,16 @@ def _documents(fields: dict) -> list[dict] | None:
     """What a template for retrieval renders; None where it is something else by the same name."""
     documents = fields.get(DOCUMENTS_FIELD)
     fits = isinstance(documents, list) and documents and all(isinstance(d, dict) for d in documents)
-    return documents if fits else None
+    return documents if fits and _is_json(documents) else None
+
+
+def _is_json(value: object) -> bool:
+    """Whether a template can render it and a hash be made of it: no dates, bytes or numbers of hundreds of digits."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(part) for name, part in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _answer(answers: object) -> str:

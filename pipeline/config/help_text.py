@@ -56,7 +56,7 @@ def arrange_help(parser: ArgumentParser, cls: type) -> None:
     parser.description = _flow(cls)
     required = [f"--{action.dest} {_metavar(settings[action.dest])}" for action in parser._actions if action.required]
     usage = " ".join([parser.prog, *required, "[--config FILE]", "[SETTINGS]"])
-    width = shutil.get_terminal_size().columns - len("usage: ") - 2
+    width = max(20, shutil.get_terminal_size().columns - len("usage: ") - 2)
     parser.usage = textwrap.fill(usage, width, subsequent_indent=" " * 8, break_long_words=False).replace("%", "%%")
     for action in parser._actions:
         # jsonargparse's `--inputs+` adds to a list; ours gives the list.

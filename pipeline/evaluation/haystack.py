@@ -117,4 +117,6 @@ def make_haystack(inputs: EvaluationInputs, needed: int, flag: str) -> Haystack:
             f"--haystack {path} has {len(tokens):,} tokens, {flag} needs {needed:,}: give a longer text, or shorter "
             f"ones there"
         )
+    if len(tokens) == 0:
+        raise UserError("the model's tokenizer makes no token of Python's language reference: it is not for its text")
     return Haystack([*tokens] * (1 - -needed // len(tokens)) if path is None else tokens, inputs.tokenizer)

@@ -58,6 +58,8 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
     settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
     with claimed(config.output, ranks.rank):
         folder = EvaluationFolder(config.output, ranks.rank, common, settings)
+        if ranks.rank == 0:
+            note_start(config.output)
         share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
         if share:
             remedy = f"choose a narrower --dtype than {dtype}, or start fewer processes on this machine"
@@ -66,7 +68,6 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
             measure_share(model, inputs, share, work, folder, is_watched=ranks.rank == 0)
         if ranks.rank != 0:
             return None
-        note_start(config.output)
         wait_for_all(work, folder, ranks.world_size)
         facts = describe(inputs, fingerprint, dtype, ranks.world_size, folder)
         curve = None if config.run is None else read_training_curve(config.run)

@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.supported import sliding_windows
 from pipeline.whole_output import whole_file
 
 FORMAT_VERSION = 1
@@ -57,6 +58,7 @@ def save_cache(cache: HippocampusCache, model: nn.Module, path: Path) -> None:
     description = {
         "format_version": FORMAT_VERSION,
         "window": asdict(cache.window),
+        "sliding_windows": sliding_windows(model.config),
         "num_seen": cache.get_seq_length(),
         "model_fingerprint": model_fingerprint(model),
     }
@@ -83,6 +85,9 @@ def load_cache(path: Path, model: nn.Module) -> HippocampusCache:
         raise UserError(f"{path} is no cache of format version {FORMAT_VERSION}: {description or 'no description'}")
     if description["model_fingerprint"] != model_fingerprint(model):
         raise UserError(f"cache {path} was made by a model with other weights; absorb the document again with this one")
+    own_windows = list(sliding_windows(model.config))
+    if description.get("sliding_windows", [None] * len(own_windows)) != own_windows:
+        raise UserError(f"cache {path} was made with other sliding windows of the base's own layers: {own_windows} now")
     cache = HippocampusCache(model.config, WindowSpec(**description["window"]))
     for index, layer in enumerate(cache.layers):
         own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}

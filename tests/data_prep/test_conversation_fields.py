@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,8 @@ def test_a_turn_that_its_message_excludes_is_not_supervised(with_template: Calla
         ({"tools": "weather"}, "malformed_tools"),
         ({"tools": ["weather"]}, "malformed_tools"),
         ({"tools": {"name": "weather"}}, "malformed_tools"),
+        ({"tools": [{"since": date(2020, 1, 1)}]}, "malformed_tools"),
+        ({"tools": [{"most": Decimal(1)}]}, "malformed_tools"),
         ({"tools": [json.loads('{"a":' * 90 + "1" + "}" * 90)]}, "malformed_tools"),
         ({"tools": [WRAPPED], "functions": [TOOL]}, "conflicting_tools"),
         ({"tools": [{"name": "a\0"}]}, "nul_bytes"),
@@ -138,6 +142,7 @@ def test_fields_that_contradict_or_say_what_cannot_be_done_are_refused(row: dict
         ({"tools": json.dumps([WRAPPED, TOOL])}, [WRAPPED, TOOL]),
         ({"tools": [json.dumps(TOOL)]}, [TOOL]),
         ({"functions": [TOOL]}, [WRAPPED]),
+        ({"functions": [WRAPPED]}, [WRAPPED]),
         ({"functions": json.dumps([TOOL]), "tools": []}, [WRAPPED]),
         ({"tools": "[]"}, None),
     ],

@@ -196,6 +196,17 @@ def test_remote_files(pattern: str, expected: list[str]) -> None:
     assert [file.url.removeprefix("memory:///tree/") for file in found] == expected
 
 
+def test_inputs_of_two_file_systems_keep_their_names(tmp_path: Path) -> None:
+    """They have no folder in common."""
+    MemoryFileSystem().pipe("/bucket/c.txt", b"text")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    inputs = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "memory://bucket/c.txt"]
+    for pattern in ("b.txt", "b.*"):
+        found, _ = find_inputs(Source("both", inputs, exclude=[pattern]))
+        assert [file.name for file in found] == [f"file://{tmp_path}/a.txt", "memory:///bucket/c.txt"]
+
+
 def test_flag_given_twice_adds_its_patterns(project: Path) -> None:
     flags = ["--inputs", "docs", "--exclude", "a.txt", "i.txt", "--inputs", "more", "--exclude", "held/secret.txt"]
     config = parse_cli(PrepareConfig, ["--tokenizer", "t", "--output", "o", *flags])

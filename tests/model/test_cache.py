@@ -7,7 +7,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.cache_file import load_cache, save_cache
-from tests.model.conftest import WINDOW
+from tests.model.conftest import WINDOW, Base
 
 GREEDY = {"do_sample": False, "pad_token_id": 0}
 
@@ -66,6 +66,16 @@ def test_a_cache_of_another_model_or_a_damaged_one_is_refused(base_of_family, to
         load_cache(path, model)
     with pytest.raises(UserError, match="nowhere"):
         load_cache(tmp_path / "nowhere", model)
+
+
+@torch.no_grad()
+def test_a_cache_of_layers_with_another_sliding_window_is_refused(base_folders, tokens, tmp_path):
+    """The base's own: the weights do not tell."""
+    model = Base(str(base_folders["gemma3"]), "delta_net").load_acting()
+    save_cache(absorb(model, tokens), model, tmp_path / "document.safetensors")
+    model.config.sliding_window += 1
+    with pytest.raises(UserError, match="other sliding windows"):
+        load_cache(tmp_path / "document.safetensors", model)
 
 
 @torch.no_grad()
