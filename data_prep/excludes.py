@@ -41,7 +41,7 @@ def find_excluded(source: Source, urls: Collection[str], roots: Collection[str],
     excluded: set[str] = set()
     for given in source.exclude:
         pattern, folders_only = _normalise(given), given.endswith("/")
-        if "/" in pattern:
+        if "/" in pattern or "/" in given.rstrip("/"):  # ./a.txt is a path
             found = _find_paths(pattern, folders_only, files, anchors, os.path.abspath(source.folder))
         else:
             found = _find_names(pattern, folders_only, files, tops, _path(shared))

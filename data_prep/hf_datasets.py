@@ -124,6 +124,7 @@ class _Spool:
         self._source, self._folder, self._file_bytes = source, folder, file_bytes
         self._columns = names_of(source)
         self._request = asdict(source.dataset) | {"columns": self._columns, "file_bytes": file_bytes}
+        self._request["optional_columns"] = optional_names_of(source)
         self._num_rows: list[int] = []
         self.is_finished = False
         self._restore()

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from pipeline.config import RecallStudyConfig, parse_cli, to_plain
 from pipeline.errors import GOES_ON, UserError, run_cli
+from pipeline.evaluation.starts import note_start
 from pipeline.evaluation.writing import write_atomically, writes_to
-from pipeline.provenance import list_starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHERS = REPOSITORY / "launchers"
@@ -82,8 +82,7 @@ def claim_output(config: RecallStudyConfig) -> None:
         raise UserError(f"--output {config.output}: {error.strerror}; name a folder that can be written") from error
     with writes_to(config.output):
         write_atomically(path, json.dumps(settings, indent=1) + "\n")
-        run_file = config.output / "run.json"
-        write_atomically(run_file, json.dumps({"starts": list_starts(run_file)}, indent=1) + "\n")
+    note_start(config.output)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

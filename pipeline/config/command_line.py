@@ -108,8 +108,10 @@ class CommandLine:
 
     def _add(self, flag: str, values: list[str]) -> None:
         hint = self._hint(flag)
-        if item_type(hint) is not None and (is_text(hint) or not _is_whole(values)):
-            # jsonargparse would take the last of a flag given twice; a whole list, in brackets, does replace another
+        if item_type(hint) is not None and _is_whole(values) and not is_text(hint):
+            self._lists.pop(flag, None)  # a whole list, in brackets, replaces what came before
+        elif item_type(hint) is not None:
+            # jsonargparse would take the last of a flag given twice
             values = self._lists[flag] = [*self._lists.get(flag, []), *values]
         if flag in ("-h", "--help"):
             self.arguments.append(flag)

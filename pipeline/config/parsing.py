@@ -1,4 +1,7 @@
-"""From a dataclass to a command line: defaults < YAML file (--config) < flags, strict keys, one-line errors."""
+"""From a dataclass to a command line: defaults, YAML files (--config) and flags, strict keys, one-line errors.
+
+What stands later on the command line wins: so recipes can be laid over each other and over flags.
+"""
 
 import json
 import sys
@@ -49,7 +52,7 @@ def _unmark(value: Any) -> Any:
 
 
 def parse_cli(cls: type[Config], argv: list[str] | None = None, prog: str | None = None) -> Config:
-    """Builds a `cls` from its defaults, then --config FILE, then flags (later wins).
+    """Builds a `cls` from its defaults, then --config FILE and flags in their order (later wins).
 
     Args:
         cls: the dataclass of the settings.
@@ -71,7 +74,12 @@ def parse_cli(cls: type[Config], argv: list[str] | None = None, prog: str | None
         parser_mode="text",
         print_config=None,
     )
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the settings below.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file with any of the settings below. Flags behind it win over the file, flags before it do not.",
+    )
     parser.add_class_arguments(cls, fail_untyped=True)
     arrange_help(parser, cls)
     line = CommandLine(cls, sys.argv[1:] if argv is None else argv)

@@ -1,11 +1,9 @@
 """A whole evaluation: this process measures its share of the units; rank 0 waits for the rest and reports."""
 
-import json
 import resource
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -22,13 +20,12 @@ from pipeline.evaluation.placement import choose_dtype
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report
+from pipeline.evaluation.starts import note_start
 from pipeline.evaluation.suite import EvaluationInputs, Suite, Unit
 from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.evaluation.unmeasured import why_unmeasured
 from pipeline.evaluation.waiting import finished_counter, wait_for_all
-from pipeline.evaluation.writing import write_atomically, writes_to
 from pipeline.model.loading import load_base, load_model, set_window
-from pipeline.provenance import list_starts
 
 
 def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedRank) -> dict | None:
@@ -76,17 +73,6 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
             records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
             results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
         return write_report(folder.path, results, facts, curve)
-
-
-def note_start(output: Path) -> None:
-    """Adds command, commit and versions to run.json.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    path = output / "run.json"
-    with writes_to(output):
-        write_atomically(path, json.dumps({"starts": list_starts(path)}, indent=1) + "\n")
 
 
 def find_unmeasured(

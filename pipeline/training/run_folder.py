@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig, require, to_plain
+from pipeline.config import ConfigError, MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig, require, to_plain
 from pipeline.provenance import list_starts
 
 # Settings that a resume may change: they alter neither the data, nor the schedule, nor the objective. `topk_tail` says
@@ -113,7 +113,7 @@ def check_run_folder(config: TrainRunConfig, data_fingerprint: str) -> None:
         config.resume == "auto",
         f"--output {config.output} holds a run; name another folder or go on from it with --resume auto",
     )
-    identity = json.loads(folder.identity.read_text())
+    identity = _read_identity(folder)
     # A setting that is younger than the run had what is now its default.
     settings = _flatten(MemoryConfig(), WindowConfig(), TrainConfig()) | identity["settings"]
     current = fixed_settings(config)
@@ -131,16 +131,27 @@ def check_run_folder(config: TrainRunConfig, data_fingerprint: str) -> None:
     )
 
 
+def _read_identity(folder: RunFolder) -> dict[str, Any]:
+    """What `describe_run` wrote."""
+    try:
+        identity = json.loads(folder.identity.read_text())
+        if {"settings", "data_fingerprint", "base_fingerprint"} <= identity.keys():
+            return identity
+    except (ValueError, AttributeError):
+        pass  # damaged
+    raise ConfigError(f"--output {folder.root} holds no training, or its run.json is damaged; name another folder")
+
+
 def check_base_fingerprint(config: TrainRunConfig, base_fingerprint: str) -> None:
     """Refuses to go on with other base weights than the run was started with.
 
     Raises:
         UserError: names the model and the run.
     """
-    path = RunFolder(config.output).identity
-    if not path.is_file():
+    folder = RunFolder(config.output)
+    if not folder.identity.is_file():
         return
-    before = json.loads(path.read_text())["base_fingerprint"]
+    before = _read_identity(folder)["base_fingerprint"]
     require(
         before == base_fingerprint,
         f"--model {config.model} (fingerprint {base_fingerprint[:12]}) is not the base of the run in --output "

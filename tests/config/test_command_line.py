@@ -168,3 +168,9 @@ def test_every_text_setting_is_found():
             choices = {without_none(hint), *get_args(hint), item_type(hint)} - {NoneType, None}
             is_mapping = str(hint).startswith("dict") or "dict[" in str(hint)
             assert is_text(hint) == (bool(choices & {str, Path}) and not is_mapping), (cls, name)
+
+
+def test_a_whole_list_replaces_what_came_before_and_more_is_added_to_it():
+    flags = ["--window.budgets", "10", "20", "--window.budgets", "[50]"]
+    given = ["--model", "m", "--data", "d", "--output", "o", "--ds_config", "z", "--window.sinks", "0"]
+    assert parse_cli(TrainRunConfig, [*given, *flags]).window.budgets == [50]

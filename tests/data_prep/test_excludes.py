@@ -207,6 +207,15 @@ def test_inputs_of_two_file_systems_keep_their_names(tmp_path: Path) -> None:
         assert [file.name for file in found] == [f"file://{tmp_path}/a.txt", "memory:///bucket/c.txt"]
 
 
+def test_a_dot_and_a_slash_make_a_path_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "b.txt", "sub/a.txt"):
+        (tmp_path / name).write_text("text")
+    for pattern, expected in (("a.txt", ["b.txt"]), ("./a.txt", ["b.txt", "sub/a.txt"])):
+        found, _ = find_inputs(Source("s", [str(tmp_path)], exclude=[pattern]))
+        assert [file.url.removeprefix(f"file://{tmp_path}/") for file in found] == expected
+
+
 def test_flag_given_twice_adds_its_patterns(project: Path) -> None:
     flags = ["--inputs", "docs", "--exclude", "a.txt", "i.txt", "--inputs", "more", "--exclude", "held/secret.txt"]
     config = parse_cli(PrepareConfig, ["--tokenizer", "t", "--output", "o", *flags])
