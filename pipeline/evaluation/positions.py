@@ -10,7 +10,9 @@ from pipeline.evaluation.evictions import FULL
 
 
 def trained_positions(config: PretrainedConfig) -> int | None:
-    """The base's max_position_embeddings, or what the RoPE scaling of its config extends them to; None if it has none.
+    """The base's max_position_embeddings, or what the YaRN of its config extends them to; None if it has none.
+
+    Llama 3's scaling has an original length and a factor, too; its max_position_embeddings are the extended ones.
 
     Args:
         config: of the whole model.
@@ -19,7 +21,7 @@ def trained_positions(config: PretrainedConfig) -> int | None:
     rope = getattr(config, "rope_parameters", None) or {}
     original, factor = (rope.get(name) for name in ("original_max_position_embeddings", "factor"))
     own = getattr(config, "max_position_embeddings", None)
-    scaled = int(original * factor) if original and factor else None
+    scaled = int(original * factor) if original and factor and rope.get("rope_type") == "yarn" else None
     return max((positions for positions in (own, scaled) if positions is not None), default=None)
 
 

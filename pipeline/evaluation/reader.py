@@ -16,10 +16,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import Variant
+from pipeline.errors import UserError
 from pipeline.evaluation.continuations import ContinuationScores, score_continuation
 from pipeline.evaluation.shared_prefix import read
 from pipeline.model.cache import HippocampusCache
@@ -37,6 +38,9 @@ class Reader:
         window: what attention keeps, but with full attention.
         prefill_chunk: tokens that are read at a time.
         yarn_factor: of `full_yarn`; how many times the base's max_position_embeddings.
+
+    Raises:
+        UserError: `full_yarn` of a base whose RoPE is not plain.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class Reader:
     ) -> None:
         self.model, self.variant, self.window, self.prefill_chunk = model, variant, window, prefill_chunk
         self.yarn_factor = yarn_factor
+        if variant == "full_yarn":
+            self.check_yarn(model.config)
 
     def new_cache(self) -> HippocampusCache:
         """An empty cache of the variant; it takes snapshots and restores them."""
@@ -104,6 +110,17 @@ class Reader:
 
     def _ids(self, tokens: Sequence[int] | Tensor) -> Tensor:
         return torch.as_tensor(tokens, dtype=torch.int64)[None].to(self.model.device)
+
+    @staticmethod
+    def check_yarn(config: PretrainedConfig) -> None:
+        """
+        Raises:
+            UserError: the base's RoPE is not the plain one that YaRN's frequencies take the place of.
+        """
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") not in ("default", "yarn"):
+            found = rope.get("rope_type") or "one for each kind of layer"
+            raise UserError(f"--variants full_yarn: the base's RoPE is {found}, which YaRN would replace; leave it out")
 
     @cached_property
     def _yarn(self) -> nn.Module:

@@ -2,16 +2,26 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from pipeline.attention.window import Document
+from pipeline.errors import UserError
 from pipeline.evaluation.heldout.suite import score_variants
+from pipeline.evaluation.positions import trained_positions
 from pipeline.evaluation.reader import Reader
 from pipeline.model.loading import load_model
 from tests.conftest import TINY_VOCAB_SIZE
 from tests.tiny_models import TINY_WINDOW
 
 LENGTH = 90
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 POSITIONS = torch.arange(TINY_WINDOW.lossless_budget, LENGTH - 1)
 
 
@@ -84,6 +94,16 @@ def test_generation_and_scores_from_a_snapshot_are_those_of_the_whole_text(model
     assert len(new) == 6
     cache.restore(before)
     assert of_variant.generate(ids[50:60].tolist(), cache, 6, stop_tokens=new[3:4]) == new[: new.index(new[3])]
+
+
+@pytest.mark.parametrize("config", [Gemma3TextConfig(), LlamaConfig(rope_parameters=LLAMA3)], ids=["gemma3", "llama3"])
+def test_yarn_in_place_of_a_rope_that_is_not_plain_is_refused(config) -> None:
+    """It would change nothing where each kind of layer has its own, and drop llama3's scaling."""
+    with pytest.raises(UserError, match="--variants full_yarn: the base's RoPE is"):
+        Reader.check_yarn(config)
+    assert trained_positions(LlamaConfig(rope_parameters=LLAMA3, max_position_embeddings=131_072)) == 131_072
+    yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32_768}
+    assert trained_positions(LlamaConfig(rope_parameters=yarn, max_position_embeddings=32_768)) == 131_072
 
 
 def test_yarn_is_transformers_own_and_only_for_its_variant(model, folder, ids) -> None:
