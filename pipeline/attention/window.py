@@ -7,7 +7,12 @@ Standard library and numpy only. Within one document, with positions counted fro
   memory. So the query at t reads a memory of exactly the tokens num_sink_tokens .. t - window_size.
 - With at most `lossless_budget` tokens nothing is ever evicted.
 
-Source: arXiv 2510.07318, section 3 (sinks + sliding window + compressed memory).
+With `num_retained_tokens` M > 0, token S + i is candidate i: it leaves the window just before the query at S + R + i
+reads (event i) and then competes, in each key-value head on its own. From event M + C - 1 on exactly one candidate is
+dropped an event, which the memory compresses (retention.py says which). So M + C - 1 candidates more stay visible, the
+budget is W = S + R + M + C - 1, and the query at t >= W reads right after write t - W, as without retained tokens.
+
+Source: arXiv 2510.07318, section 3 (sinks + sliding window + compressed memory); retained tokens are this project's.
 """
 
 from dataclasses import dataclass
@@ -17,15 +22,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """The lossless part of a layer's context: `num_sink_tokens` first and `window_size` most recent tokens.
+    """The lossless part of a layer's context: `num_sink_tokens` first and `window_size` most recent tokens, and of
+    those between them `num_retained_tokens` a key-value head, chosen anew every `decision_interval` tokens.
 
-    The window counts the current token and does not count the sinks.
+    The window counts the current token and does not count the sinks. Without retained tokens the interval is 1.
     """
 
     num_sink_tokens: int
     window_size: int
+    num_retained_tokens: int = 0
+    decision_interval: int = 1
 
     def __post_init__(self) -> None:
+        if self.num_retained_tokens < 0 or self.decision_interval < 1:
+            raise ValueError(
+                f"WindowSpec needs num_retained_tokens >= 0 and decision_interval >= 1, "
+                f"got {self.num_retained_tokens} and {self.decision_interval}"
+            )
+        if self.decision_interval > 1 and not self.num_retained_tokens:
+            raise ValueError(f"decision_interval {self.decision_interval} needs num_retained_tokens > 0")
         if self.num_sink_tokens < 0 or self.window_size < 1:
             raise ValueError(
                 f"WindowSpec needs num_sink_tokens >= 0 and window_size >= 1, "
@@ -34,15 +49,25 @@ class WindowSpec:
 
     @property
     def lossless_budget(self) -> int:
-        """W = sinks + window: the number of tokens whose keys and values are kept."""
-        return self.num_sink_tokens + self.window_size
+        """W = S + R + M + C - 1: the number of tokens whose keys and values are kept."""
+        return self.num_sink_tokens + self.window_size + self.num_held
+
+    @property
+    def num_held(self) -> int:
+        """M + C - 1: candidates that are retained, wait for a decision or for their turn to be dropped."""
+        return self.num_retained_tokens + self.decision_interval - 1
+
+    @property
+    def without_retained(self) -> "WindowSpec":
+        """The same sinks and window alone."""
+        return WindowSpec(self.num_sink_tokens, self.window_size)
 
     def num_evicted(self, length: int) -> int:
         """Tokens that a document of `length` tokens has evicted by the time its last query reads."""
         return max(0, length - self.lossless_budget)
 
     def visible(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Boolean visibility of key positions for query positions (broadcast against each other)."""
+        """Whether a key is the query's own, before it, and a sink or in the window: visible whatever is retained."""
         return (key <= query) & ((key < self.num_sink_tokens) | (query - key < self.window_size))
 
 
