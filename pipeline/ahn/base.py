@@ -42,6 +42,14 @@ class RankExchange(Protocol):
 ALL_HEADS = slice(None)
 
 
+def order_gates(gates: Gates, order: Tensor) -> Gates:
+    """Gates [B, N, Hq] of the tokens that each key-value head writes, by `order` [B, E, Hkv]: [B, E, Hq]."""
+    return {
+        name: gate.gather(1, order.repeat_interleave(gate.shape[2] // order.shape[2], dim=2))
+        for name, gate in gates.items()
+    }
+
+
 def l2_normalise(x: Tensor) -> Tensor:
     """x / |x| along the last dimension, with the epsilon inside the root as in fla's kernels."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
@@ -154,14 +162,19 @@ class MemoryCell(nn.Module, ABC):
         read_hidden: Tensor,
         cu_seqlens: Tensor | None = None,
         exchange: RankExchange | None = None,
+        write_order: Tensor | None = None,
     ) -> Tensor:
         """`read` from an empty memory with gates from `write_hidden` [B, E, hidden].
 
+        With a `write_order`, int64 [B, E, Hkv], `write_hidden` [B, N, hidden] is of all tokens that could be written,
+        of which each key-value head writes those of its column; q, k and v are in that order as they come.
         With an `exchange`, q, k and v are of this rank's heads, and `write_hidden` and `read_hidden` of this rank's
         tokens [1, n, hidden], from which it makes what the heads need; it knows the bounds of the sequences.
         """
         gates, gate = self.write_gates(write_hidden), self.read_gate(read_hidden)
         if exchange is None:
+            if write_order is not None:
+                gates = order_gates(gates, write_order)
             return self._read(q, k, v, gates, gate, cu_seqlens=cu_seqlens)[0]
         gates, gate = {name: exchange.to_writes(g) for name, g in gates.items()}, exchange.to_reads(gate)
         output = exchange.recur(self, *self._prepare(q, k, v), gates)

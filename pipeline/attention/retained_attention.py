@@ -1,8 +1,8 @@
 """Softmax attention to sinks, retained tokens and sliding window in time and memory linear in length.
 
-Queries are cut into blocks. A block sees the sinks, the M + C - 1 tokens that are retained, or wait to be dropped, when
-it starts, and the window's tokens up to its end; its keys and values are gathered, each key-value head's own. A token is
-masked from the query on at which it is dropped, and not from where it leaves the window. One softmax over all.
+Queries are cut into blocks. A block sees the sinks, the M + C - 1 tokens that are retained, or wait to be dropped,
+when it starts, and the window's tokens up to its end; its keys and values are gathered, each key-value head's own. A
+token is masked from the query on at which it is dropped, not from where it leaves the window. One softmax over all.
 """
 
 import torch

@@ -3,7 +3,7 @@
 `ahn_model_class(Base)` makes a subclass of a CausalLM class: each decoder layer with full attention gets a child
 `ahn`, each attention module a hook that hands the memory and the layer's hidden states to `hybrid_attention`. Layers
 in which the base itself has a sliding window stay as they are. Its config class is the base's with one more field,
-`ahn` = {"cell", "init", "num_sink_tokens", "window_size"}, and model_type "ahn_<base>".
+`ahn` = {"cell", "init", "has_scorer"} and the fields of a WindowSpec, and model_type "ahn_<base>".
 
 A base is loaded as its own class and becomes an AHN model in place (`augment`), so that whatever transformers keys on
 a class or a model type while it reads weights is the base's own. Merged folders are read as AHN classes.
@@ -11,6 +11,7 @@ a class or a model type while it reads weights is the base's own. Merged folders
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -34,12 +35,20 @@ from pipeline.model.sequence_shard import SequenceShard
 from pipeline.model.supported import UnsupportedModelError, check_supported, family_of, sliding_windows
 
 PREFIX = "ahn_"
-DEFAULT_AHN = {"cell": "gated_delta_net", "init": "published", "num_sink_tokens": 128, "window_size": 32640}
+DEFAULT_AHN = {
+    "cell": "gated_delta_net",
+    "init": "published",
+    "num_sink_tokens": 128,
+    "window_size": 32640,
+    "num_retained_tokens": 0,
+    "decision_interval": 1,
+    "has_scorer": False,
+}
 
 
 def window_of(config: PretrainedConfig) -> WindowSpec:
     """The window that a model uses where a call does not say another."""
-    return WindowSpec(config.ahn["num_sink_tokens"], config.ahn["window_size"])
+    return WindowSpec(**{field.name: config.ahn[field.name] for field in fields(WindowSpec)})
 
 
 class _AHNInit(OwnAttention):
@@ -228,6 +237,9 @@ def initialise_memories(model: PreTrainedModel, seed: int) -> None:
                 values |= layer.ahn.fn.long_memory_values()
             for name, value in values.items():
                 parameters[name].copy_(value)
+            if layer.ahn.retention is not None:
+                for name, value in layer.ahn.retention.initial_values().items():
+                    getattr(layer.ahn.retention, name).copy_(value)
 
 
 def memory_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
@@ -242,7 +254,9 @@ def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
         attention, memory = layer.self_attn, None
         if sliding_window is None:
             cell, sizes = config.ahn["cell"], (config.hidden_size, config.num_attention_heads, attention.head_dim)
-            memory = layer.ahn = Memory(cell, *sizes)
+            num_groups = getattr(attention, "num_key_value_groups", 1)
+            num_scored = config.num_attention_heads // num_groups if config.ahn["has_scorer"] else 0
+            memory = layer.ahn = Memory(cell, *sizes, num_scored)
         hand_to_attention(memory, sliding_window, attention)
 
 

@@ -31,7 +31,7 @@ class GateExchange:
         plan = self.plan
         if plan.prefixes is None:
             row = plan.shard.gate_to_heads(gate)
-            return torch.cat([span.evicted(span.take(row, 1)) for span in plan.spans], 1)
+            return torch.cat([span.candidates(span.take(row, 1)) for span in plan.spans], 1)
         num_before = gate.shape[1] - plan.shard.own_count
         prefixes = plan.prefixes.shard.gate_to_heads(gate[:, :num_before])
         row = plan.shard.gate_to_heads(gate[:, num_before:])
@@ -40,7 +40,7 @@ class GateExchange:
             torch.cat([before, span.take(row, 1)], 1)
             for span, before in zip(plan.spans, prefixes.split(lengths, 1), strict=True)
         ]
-        return torch.cat([span.evicted(whole) for span, whole in zip(plan.spans, wholes, strict=True)], 1)
+        return torch.cat([span.candidates(whole) for span, whole in zip(plan.spans, wholes, strict=True)], 1)
 
     def to_reads(self, gate: Tensor) -> Tensor:
         """[1, n, Hq] -> [1, E, h] of the tokens that read."""

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
+from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.model.cache import HippocampusCache, HippocampusLayer
@@ -24,6 +25,7 @@ from pipeline.model.halo_attention import attend_with_halo
 from pipeline.model.handed_memory import HandedMemory, own_parameters
 from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import Prefix
+from pipeline.model.retained_documents import Parts, drop_orders, dropped, write_order
 
 IMPLEMENTATION = "ahn"
 BASE_IMPLEMENTATION = "sdpa"
@@ -107,19 +109,23 @@ def _attend_documents(
     if plan.shard is not None:
         query, key, value = plan.shard.to_heads(query, key, value)
     if plan.record is not None:
-        plan.record.record(module.layer_idx, key, value, hidden)
+        plan.record.record(module.layer_idx, query, key, value, hidden, scaling)
     prefixes = None if plan.prefixes is None else plan.prefixes.of_layer(module.layer_idx)
     parts = _whole_documents(query, key, value, plan, prefixes)
+    whole_hidden = _whole_hidden(hidden, plan, prefixes) if plan.shard is None else None
+    orders = drop_orders(memory, parts, whole_hidden, plan, prefixes, scaling)
     outputs = [
         attend_sliding(module, q, k, v, scaling, sliding_window)
         if sliding_window is not None
-        else sink_window_attention(q, k, v, span.document.window, scale=scaling)
-        if span.num_evicted
         else _base_attention(module, q, k, v, scaling)
-        for span, (q, k, v) in zip(plan.spans, parts, strict=True)
+        if not span.num_evicted
+        else sink_window_attention(q, k, v, span.document.window, scale=scaling)
+        if order is None
+        else retained_attention(q, k, v, span.document.window, order, scale=scaling)
+        for span, (q, k, v), order in zip(plan.spans, parts, orders, strict=True)
     ]
     if memory is not None and plan.use_memory:
-        reads = _read_documents(memory, parts, hidden, plan, prefixes)
+        reads = _read_documents(memory, parts, orders, hidden, whole_hidden, plan, prefixes)
         # cat, not +=: an empty read keeps its parameters in the graph, so all ranks reduce the same gradients
         outputs = [
             torch.cat([o[:, : o.shape[1] - read.shape[1]], o[:, o.shape[1] - read.shape[1] :] + read], 1)
@@ -148,7 +154,7 @@ def attend_sliding(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: 
 
 def _whole_documents(
     query: Tensor, key: Tensor, value: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+) -> Parts:
     """Each span's queries, and its keys and values from the document's first token on."""
     parts = [(s.take(query, 2), s.take(key, 2), s.take(value, 2)) for s in plan.spans]
     if prefixes is None:
@@ -161,33 +167,36 @@ def _whole_documents(
 
 def _read_documents(
     memory: Memory,
-    parts: list[tuple[Tensor, Tensor, Tensor]],
+    parts: Parts,
+    orders: list[Tensor | None],
     hidden: Tensor,
+    whole_hidden: list[Tensor] | None,
     plan: DocumentPlan,
     prefixes: list[Prefix] | None,
 ) -> list[Tensor]:
     """What each span's last `num_evicted` queries read, in their dtype; one call of the cell for all spans."""
     inputs = [
-        (span.reading(q.transpose(1, 2)), span.evicted(k.transpose(1, 2)), span.evicted(v.transpose(1, 2)))
-        for span, (q, k, v) in zip(plan.spans, parts, strict=True)
+        (span.reading(q.transpose(1, 2)), dropped(span, k, order), dropped(span, v, order))
+        for span, (q, k, v), order in zip(plan.spans, parts, orders, strict=True)
     ]
     query, exchange = parts[0][0], None
     if plan.shard is None:
-        hidden_inputs = _write_and_read_hidden(hidden, plan, prefixes)
+        pairs = zip(plan.spans, whole_hidden, strict=True)
+        hidden_inputs = _join([(span.candidates(h), span.reading(h)) for span, h in pairs])
     else:
         before = [] if prefixes is None else [p.hidden for p in prefixes]
         hidden_inputs, exchange = (torch.cat([*before, hidden], 1), hidden), GateExchange(plan)
-    together = *_join(inputs), *hidden_inputs
-    read = memory.fn(*together, cu_seqlens=plan.cu_seqlens(query.device), exchange=exchange).to(query.dtype)
+    options = {"cu_seqlens": plan.cu_seqlens(query.device), "write_order": write_order(orders, plan)}
+    read = memory.fn(*_join(inputs), *hidden_inputs, exchange=exchange, **options).to(query.dtype)
     return list(read.split([span.num_evicted for span in plan.spans], 1))
 
 
-def _write_and_read_hidden(hidden: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None) -> Sequence[Tensor]:
-    """Hidden states of the spans' evicted tokens, and of those that read, span after span."""
+def _whole_hidden(hidden: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None) -> list[Tensor]:
+    """Each span's hidden states from its document's first token on."""
     wholes = [span.take(hidden, 1) for span in plan.spans]
-    if prefixes is not None:
-        wholes = [torch.cat([p.hidden, h], 1) for p, h in zip(prefixes, wholes, strict=True)]
-    return _join([(span.evicted(h), span.reading(h)) for span, h in zip(plan.spans, wholes, strict=True)])
+    if prefixes is None:
+        return wholes
+    return [torch.cat([p.hidden, h], 1) for p, h in zip(prefixes, wholes, strict=True)]
 
 
 def _join(inputs: list[tuple[Tensor, ...]]) -> Sequence[Tensor]:

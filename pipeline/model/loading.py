@@ -1,5 +1,6 @@
 """Loading bases and AHN models, and the window an AHN model infers with."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ def load_base(
     memory: MemoryConfig,
     window: WindowSpec | None,
     dtype: torch.dtype,
+    has_scorer: bool = False,
     seed: int = 0,
     check: bool = True,
 ) -> PreTrainedModel:
@@ -36,6 +38,7 @@ def load_base(
         memory: cell and its initialisation.
         window: what the model infers with where a call does not say; None: 128 sinks + 32,640.
         dtype: of the base.
+        has_scorer: whether memories can choose tokens to retain; they can where the window retains any.
         seed: of the memories' initial values.
         check: whether to compute that AHN is exact on this base (base_check.py), where that is not known yet, and to
             compare its head and first layers, whose weights are read for that.
@@ -49,9 +52,9 @@ def load_base(
     if check:
         check_family(config)
     base = _read_weights(causal_lm_class(type(config)), path_or_id, dtype)
-    ahn = {"cell": memory.cell, "init": memory.init}
+    ahn = {"cell": memory.cell, "init": memory.init, "has_scorer": has_scorer}
     if window is not None:
-        ahn |= {"num_sink_tokens": window.num_sink_tokens, "window_size": window.window_size}
+        ahn |= asdict(window) | {"has_scorer": has_scorer or window.num_retained_tokens > 0}
     model = augment_checked(base, ahn, seed) if check else augment(base, ahn, seed)
     if check:
         check_output_head(model)
@@ -90,11 +93,7 @@ def load_config(path_or_id: str) -> PretrainedConfig:
 
 def set_window(model: PreTrainedModel, window: WindowSpec) -> None:
     """Changes what the model infers with; caches made before keep theirs."""
-    model.config.ahn = {
-        **model.config.ahn,
-        "num_sink_tokens": window.num_sink_tokens,
-        "window_size": window.window_size,
-    }
+    model.config.ahn = model.config.ahn | asdict(window)
 
 
 def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None, check: bool = True) -> PreTrainedModel:
@@ -111,8 +110,9 @@ def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None, c
             f"adapter {folder} was trained on {info['base_model']} (fingerprint {info['base_fingerprint'][:12]}), "
             f"but --base {base} has fingerprint {found[:12]}"
         )
-    window = WindowSpec(info["num_sink_tokens"], info["window_size"])
-    model = load_base(base, memory=MemoryConfig(**info["memory"]), window=window, dtype=dtype, check=check)
+    window = WindowSpec(**{field.name: info.get(field.name, field.default) for field in fields(WindowSpec)})
+    options = {"window": window, "has_scorer": info.get("has_scorer", False), "dtype": dtype, "check": check}
+    model = load_base(base, memory=MemoryConfig(**info["memory"]), **options)
     return _fill_memories(model, state, f"adapter {folder}", base)
 
 

@@ -29,10 +29,13 @@ class Span:
         rows = x.narrow(0, self.document.row, self.num_rows)
         return rows.narrow(dim, self.document.start, self.document.length)
 
-    def evicted(self, x: Tensor) -> Tensor:
-        """The evicted tokens of a tensor [rows, tokens, ..] that starts with the document."""
-        num_sink_tokens = 0 if self.document.window is None else self.document.window.num_sink_tokens
-        return x[:, num_sink_tokens : num_sink_tokens + self.num_evicted]
+    def candidates(self, x: Tensor) -> Tensor:
+        """The tokens that leave the window, of a tensor [rows, tokens, ..] that starts with the document; without
+        retained tokens these are the evicted ones. None where nothing is evicted."""
+        if not self.num_evicted:
+            return x[:, :0]
+        window = self.document.window
+        return x[:, window.num_sink_tokens : window.num_sink_tokens + self.num_evicted + window.num_held]
 
     def reading(self, x: Tensor) -> Tensor:
         """The tokens that read the memory, of a tensor [rows, tokens, ..] that ends with the document."""

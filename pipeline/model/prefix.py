@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.attention.received import received_mass
 from pipeline.attention.window import Document
 from pipeline.model.sequence_shard import SequenceShard
 
@@ -23,6 +24,7 @@ class Prefix(NamedTuple):
     keys: Tensor  # [1, Hkv, W, D]
     values: Tensor  # [1, Hkv, W, D]
     hidden: Tensor  # pre-normed hidden states [1, W, hidden]; of a sharded row those that this rank has
+    received: Tensor | None = None  # mass [1, Hkv, W] that they receive from each other, where tokens are retained
 
 
 class PrefixStore:
@@ -51,14 +53,18 @@ class PrefixStore:
         """Of a row of all prefixes: which rank has which of their hidden states."""
         return self._recorded_shard.regrouped(self._runs)
 
-    def record(self, layer: int, key: Tensor, value: Tensor, hidden: Tensor) -> None:
-        """Copies the prefixes out of a layer's keys and values [B, Hkv, T, D] and hidden states [B, T, hidden]."""
+    def record(self, layer: int, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> None:
+        """Copies the prefixes out of a layer's queries, keys and values [B, H, T, D] and hidden states
+        [B, T, hidden]; `scale` is the attention's."""
         prefixes = []
         for d, run in zip(self.documents, self._runs, strict=True):
             rows, tokens = slice(d.row, d.row + 1), slice(*run)
             own = tokens if self._recorded_shard is None else self._recorded_shard.part(*run)
             parts = key[rows, :, tokens], value[rows, :, tokens], hidden[rows, own]
-            prefixes.append(Prefix(*(x.detach().clone() for x in parts)))
+            received = None
+            if d.window.num_retained_tokens:
+                received = received_mass(query[rows, :, tokens], parts[0], d.window, scale=scale)
+            prefixes.append(Prefix(*(x.detach().clone() for x in parts), received))
         self._layers[layer] = prefixes
 
     def of_layer(self, layer: int) -> list[Prefix]:

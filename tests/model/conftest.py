@@ -114,6 +114,12 @@ def base_of_family(request, base_folders):
     return Base(str(base_folders[request.param]), "gated_delta_net")
 
 
+@pytest.fixture(params=CELLS)
+def base_of_cell(request, base_folders):
+    """Each cell, with one family of grouped heads, for what does not depend on the family."""
+    return Base(str(base_folders["qwen3"]), request.param)
+
+
 @pytest.fixture
 def tokens():
     """[2, 48]; three times the lossless budget."""

@@ -1,0 +1,44 @@
+"""What decides which evicted tokens a layer retains: a linear score a key-value head, fitted to what the base's later
+queries read."""
+
+import torch
+from torch import Tensor, nn
+
+GRID = 1024
+MIN_MASS = 1e-6
+
+
+class RetentionScorer(nn.Module):
+    """score = w h + u log(r + 1e-6) + b a key-value head, rounded to multiples of 1 / 1024.
+
+    h is the token's pre-normed hidden state, r the attention mass that sampled queries gave it while it was in the
+    window (pipeline/attention/received.py). Rounded, because in the first layer equal tokens have equal scores up to
+    the rounding of the products, which differs between one forward and another. At first all scores are 0, so that the
+    older tokens leave first: a window that is wider by as many.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, hidden_size))
+        self.mass_weight = nn.Parameter(torch.empty(num_heads))
+        self.bias = nn.Parameter(torch.empty(num_heads))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Initial value of every parameter by name."""
+        return {name: torch.zeros(parameter.shape) for name, parameter in self.named_parameters()}
+
+    @torch.no_grad()
+    def forward(self, hidden_states: Tensor, received: Tensor) -> Tensor:
+        """Scores [B, N, Hkv] in the parameters' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv]."""
+        return self.finish(self.score_hidden(hidden_states), received)
+
+    @torch.no_grad()
+    def score_hidden(self, hidden_states: Tensor) -> Tensor:
+        """The part of the scores [B, N, Hkv] that is known when a token comes: a cache keeps it until it leaves."""
+        return hidden_states.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    @torch.no_grad()
+    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
+        """Scores [.., Hkv] from `score_hidden`'s and the masses."""
+        score = partial + self.mass_weight * (received.to(partial.dtype) + MIN_MASS).log()
+        return (score * GRID).round() / GRID
