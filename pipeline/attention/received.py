@@ -15,7 +15,7 @@ def sampling_stride(window_size: int) -> int:
 
 
 @torch.no_grad()
-def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float) -> Tensor:
+def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float, num_skipped: int = 0) -> Tensor:
     """Sums of softmax attention over sampled queries, in linear time.
 
     The queries at positions t = 0, s, 2 s, .. (`sampling_stride`) attend to sinks and window; token j gets what those
@@ -23,7 +23,8 @@ def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float) -> 
 
     Args:
         q: queries [B, Hq, T, D] of the last T tokens of a document; queries that are not among them add nothing.
-        k: keys [B, Hkv, K, D] from the document's first token on.
+        k: keys [B, Hkv, K, D] from the document's first token on, but for `num_skipped` tokens behind its sinks that
+            are in no query's window.
         window: sinks and window; what is retained has no influence.
         scale: factor on the attention scores.
 
@@ -32,7 +33,7 @@ def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float) -> 
     """
     num_tokens, first = k.shape[2], k.shape[2] - q.shape[2]
     stride, dtype = sampling_stride(window.window_size), torch.promote_types(k.dtype, torch.float32)
-    first_sampled = -(-first // stride) * stride
+    first_sampled = first + -(first + num_skipped) % stride
     num_sampled = len(range(first_sampled, num_tokens, stride))
     if not num_sampled:
         return torch.zeros(k.shape[:3], dtype=dtype, device=k.device)

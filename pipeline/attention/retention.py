@@ -14,6 +14,13 @@ from torch import Tensor
 
 
 def drop_order(scores: Tensor, num_retained: int, interval: int) -> Tensor:
+    """`decided_order` of those that are dropped by the time the last candidate has arrived, int64
+    [.., max(0, N - (M + C - 1))]: the n-th is dropped at event M + C - 1 + n."""
+    num_dropped = max(0, scores.shape[-1] - (num_retained + interval - 1))
+    return decided_order(scores, num_retained, interval)[..., :num_dropped]
+
+
+def decided_order(scores: Tensor, num_retained: int, interval: int) -> Tensor:
     """
     Args:
         scores: of N candidates in order of position, [.., N]; without NaN.
@@ -21,20 +28,21 @@ def drop_order(scores: Tensor, num_retained: int, interval: int) -> Tensor:
         interval: C >= 1; 1 where M is 0.
 
     Returns:
-        Candidates in the order in which they are dropped, int64 [.., max(0, N - (M + C - 1))]: the n-th is dropped at
-        event M + C - 1 + n.
+        The losers of all decisions in the order in which they are dropped, int64 [.., C floor((N - M) / C)]; those of
+        the last one may still wait for their turn.
     """
     num_candidates = scores.shape[-1]
     first_event = num_retained + interval - 1
+    num_losers = max(0, (num_candidates - num_retained) // interval * interval)
     arrival = torch.arange(num_candidates, device=scores.device).expand(scores.shape)
-    if num_retained == 0 or num_candidates <= first_event:
-        return arrival[..., : max(0, num_candidates - first_event)]
+    if num_retained == 0 or num_losers == 0:
+        return arrival[..., :num_losers]
     best_first = num_candidates - 1 - scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
     beaten = torch.maximum(best_first, _smallest_of_prefix(best_first, num_retained))
     decision = (beaten - first_event + interval - 1).clamp(min=0) // interval
     decision[..., :num_retained] = num_candidates  # the best of all are never dropped
     decision = torch.empty_like(decision).scatter(-1, best_first, decision)
-    return decision.argsort(dim=-1, stable=True)[..., : num_candidates - first_event]
+    return decision.argsort(dim=-1, stable=True)[..., :num_losers]
 
 
 def drop_events(order: Tensor, num_candidates: int, never: int) -> Tensor:

@@ -95,7 +95,6 @@ def load_cache(path: Path, model: nn.Module) -> HippocampusCache:
             continue
         layer.lazy_initialization(own["keys"], own["values"])
         layer.keys, layer.values = own["keys"], own["values"]
-        layer.state, layer.padding = own.get("state"), tensors.get("padding")
-        layer.gates = {n.removeprefix("gates."): t for n, t in own.items() if n.startswith("gates.")}
-        layer.num_seen = description["num_seen"]
+        layer.load(own)
+        layer.padding, layer.num_seen = tensors.get("padding"), description["num_seen"]
     return cache

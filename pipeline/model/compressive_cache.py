@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 from pipeline.attention.window import WindowSpec
 from pipeline.byte_counts import format_bytes
 from pipeline.errors import UserError
-from pipeline.model.cache import MIN_CAPACITY, HippocampusCache, HippocampusLayer, MemoryMode
+from pipeline.model.cache import HippocampusCache
+from pipeline.model.cache_layer import MIN_CAPACITY, HippocampusLayer, MemoryMode
 from pipeline.model.compressive_layout import BLOCK_LENGTH, MAX_WAITING, CompressiveLayout
 
 Pooling = Literal["max", "mean"]

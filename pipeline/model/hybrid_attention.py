@@ -17,7 +17,8 @@ from pipeline.ahn.build import Memory
 from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
-from pipeline.model.cache import HippocampusCache, HippocampusLayer
+from pipeline.model.cache import HippocampusCache
+from pipeline.model.cache_layer import HippocampusLayer
 from pipeline.model.compressive_attention import attend_compressive
 from pipeline.model.compressive_cache import CompressiveLayer
 from pipeline.model.gate_exchange import GateExchange
@@ -25,7 +26,9 @@ from pipeline.model.halo_attention import attend_with_halo
 from pipeline.model.handed_memory import HandedMemory, own_parameters
 from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import Prefix
+from pipeline.model.retained_cache import RetainedLayer
 from pipeline.model.retained_documents import Parts, drop_orders, dropped, write_order
+from pipeline.model.retained_steps import attend_retained
 
 IMPLEMENTATION = "ahn"
 BASE_IMPLEMENTATION = "sdpa"
@@ -230,6 +233,12 @@ def _attend_cached(
     """A step with a cache: k and v [B, Hkv, T, D] hold the new tokens. Without a memory the layer's mode is `off`."""
     if isinstance(layer, CompressiveLayer):
         return attend_compressive(q, k, v, scaling, layer)
+    if isinstance(layer, RetainedLayer):
+
+        def base_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return _base_attention(module, q, k, v, scaling, mask)
+
+        return attend_retained(q, k, v, hidden, memory, layer, scaling, base_attention)
     gates = {} if layer.memory == "off" else memory.fn.write_gates(hidden)
     num_new = q.shape[2]
     if layer.padding is None and layer.num_seen + num_new <= layer.window.lossless_budget:

@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
-from pipeline.model.cache import HippocampusCache, HippocampusLayer
+from pipeline.model.cache import HippocampusCache
+from pipeline.model.cache_layer import HippocampusLayer
 from pipeline.model.cache_file import save_cache
 from tests.model.conftest import CELLS, WINDOW, Base
 
