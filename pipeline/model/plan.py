@@ -32,10 +32,13 @@ class Span:
     def candidates(self, x: Tensor) -> Tensor:
         """The tokens that leave the window, of a tensor [rows, tokens, ..] that starts with the document; without
         retained tokens these are the evicted ones. None where nothing is evicted."""
-        if not self.num_evicted:
-            return x[:, :0]
-        window = self.document.window
-        return x[:, window.num_sink_tokens : window.num_sink_tokens + self.num_evicted + window.num_held]
+        first = self.document.window.num_sink_tokens if self.num_evicted else 0
+        return x[:, first : first + self.num_candidates]
+
+    @property
+    def num_candidates(self) -> int:
+        """Tokens that leave the window; 0 where nothing is evicted."""
+        return self.num_evicted + self.document.window.num_held if self.num_evicted else 0
 
     def reading(self, x: Tensor) -> Tensor:
         """The tokens that read the memory, of a tensor [rows, tokens, ..] that ends with the document."""

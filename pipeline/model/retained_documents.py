@@ -57,11 +57,13 @@ def dropped(span: Span, x: Tensor, order: Tensor | None) -> Tensor:
 
 def write_order(orders: list[Tensor | None], plan: DocumentPlan) -> Tensor | None:
     """The orders of all spans together [B, E, Hkv], counted in their candidates together; None if none is retained."""
-    if all(order is None for order in orders):
+    like = next((order for order in orders if order is not None), None)
+    if like is None:
         return None
     joined, first = [], 0
     for span, order in zip(plan.spans, orders, strict=True):
-        if order is not None:
-            joined.append(order.transpose(1, 2) + first)
-            first += span.num_evicted + span.document.window.num_held
+        if order is None:  # each evicted token in its turn
+            order = torch.arange(span.num_evicted, device=like.device).expand(*like.shape[:2], -1)
+        joined.append(order.transpose(1, 2) + first)
+        first += span.num_candidates
     return torch.cat(joined, 1)

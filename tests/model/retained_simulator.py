@@ -86,8 +86,8 @@ def simulate_document(
 
 def finish(memory: Memory, partial: Tensor, mass: Tensor, head: int) -> float:
     scorer = memory.retention
-    score = partial + scorer.mass_weight[head] * (mass + 1e-6).log()
-    return (float(score) * 1024).__round__() / 1024
+    score = partial + scorer.mass_weight[head].detach() * (mass + 1e-6).log()
+    return round(score.item() * 1024) / 1024
 
 
 def softmax_over(q: Tensor, k: Tensor, v: Tensor, tokens: list[int], scale: float) -> Tensor:

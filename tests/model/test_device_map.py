@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
 from pipeline.model.cache import HippocampusCache
-from pipeline.model.cache_layer import HippocampusLayer
 from pipeline.model.cache_file import save_cache
+from pipeline.model.cache_layer import HippocampusLayer
 from tests.model.conftest import CELLS, WINDOW, Base
 
 PARTS_OF_A_LAYER = {"self_attn": "disk", "mlp": "cpu", "input_layernorm": "disk", "post_attention_layernorm": "cpu"}
