@@ -47,6 +47,12 @@ class WindowSpec:
                 f"got {self.num_sink_tokens} and {self.window_size}"
             )
 
+    def __repr__(self) -> str:
+        shown = f"num_sink_tokens={self.num_sink_tokens}, window_size={self.window_size}"
+        if self.num_retained_tokens:
+            shown += f", num_retained_tokens={self.num_retained_tokens}, decision_interval={self.decision_interval}"
+        return f"WindowSpec({shown})"
+
     @property
     def lossless_budget(self) -> int:
         """W = S + R + M + C - 1: the number of tokens whose keys and values are kept."""

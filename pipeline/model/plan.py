@@ -69,12 +69,14 @@ class DocumentPlan:
             shard: the forward's tokens are this rank's of a row that a group of ranks holds.
 
         Raises:
-            ValueError: documents out of order, overlapping, empty or reaching out of the batch, or without the
-                prefix they need.
+            ValueError: documents out of order, overlapping, empty or reaching out of the batch, without the prefix
+                they need, or with retained tokens in a sharded row.
         """
         self.batch_size, self.length, self.use_memory = batch_size, length, use_memory
         self.documents, self.prefixes, self.record, self.shard = tuple(documents), prefixes, record, shard
         _check(self.documents, batch_size, length)
+        if shard is not None and any(d.window is not None and d.window.num_retained_tokens for d in documents):
+            raise ValueError("no tokens are retained yet where several ranks hold a row (sequence parallelism)")
         if prefixes is not None:
             prefixes.check(self.documents)
         elif any(d.num_before for d in self.documents):

@@ -14,7 +14,7 @@ Parts = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def drop_orders(
-    memory: Memory | None, parts: Parts, hidden: list[Tensor], plan: DocumentPlan, prefixes: list[Prefix] | None,
+    memory: Memory | None, parts: Parts, hidden: list[Tensor] | None, plan: DocumentPlan, prefixes: list[Prefix] | None,
     scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
     """For each span the candidates in the order in which its key-value heads drop them, int64 [rows, Hkv, E]; None
@@ -23,7 +23,8 @@ def drop_orders(
     Args:
         memory: the layer's; None in a layer with a sliding window.
         parts: of the spans.
-        hidden: each span's hidden states from its document's first token on, [rows, tokens, hidden].
+        hidden: each span's hidden states from its document's first token on, [rows, tokens, hidden]; None where ranks
+            share the row, which `DocumentPlan` refuses where tokens are retained.
         plan: of the forward.
         prefixes: of the spans, where the row does not hold them.
         scale: the attention's.
@@ -31,6 +32,8 @@ def drop_orders(
     Raises:
         ValueError: tokens are to be retained and the memory has no scorer.
     """
+    if hidden is None:
+        return [None] * len(plan.spans)
     orders: list[Tensor | None] = []
     for number, (span, (q, k, _), h) in enumerate(zip(plan.spans, parts, hidden, strict=True)):
         window = span.document.window

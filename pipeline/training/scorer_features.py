@@ -4,7 +4,6 @@ taken from forwards with full attention."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pipeline.attention.later_mass import later_mass
@@ -45,7 +44,7 @@ class FeatureStore:
             sums, counts = later_mass(q, k, scale=scale).beyond(self._window.window_size)
             chosen = self._choose(counts)
             whole = hidden[d.row, tokens], received, sums[0].T, counts
-            found.append(Candidates(*(x[chosen].detach().clone() for x in whole)))
+            found.append(Candidates(*(x[chosen].detach().clone() for x in whole[:3]), counts[chosen].float()))
         self.layers[layer] = found
 
     def _choose(self, counts: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Fits the scorers of retained tokens: every layer's and head's linear log rate of the mass that later queries give.
 
 Poisson regression: a token that n later queries were looked at and gave the mass m has the loss n e^s - m s, which is
-least where e^s is the expected mass a query. Unlike a loss of the logarithm of m / n it is not led astray by tokens that
-few queries read, and read much. Convex; features are standardised while it is minimised, and the scale goes into the
-weights at the end.
+least where e^s is the expected mass a query. Unlike a loss of the logarithm of m / n it is not led astray by tokens
+that few queries read, and read much. Convex; features are standardised while it is minimised, and the scale goes into
+the weights at the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from pipeline.ahn.retention_scorer import MIN_MASS, RetentionScorer
 from pipeline.training.scorer_features import Candidates
 
 STEPS, TOKENS_A_STEP, LEARNING_RATE = 500, 1024, 2e-3
-MIN_LOG_RATE = -20.0
 
 
 def fit_scorer(
@@ -37,21 +36,20 @@ def fit_scorer(
     Returns:
         The loss per unit of mass before and after: of one rate for all tokens of a head, and of the scores.
     """
-    hidden, log_received = candidates.hidden.float(), (candidates.received + MIN_MASS).log()
-    features = torch.cat([hidden, torch.zeros(len(hidden), 1)], 1)[:, :-1]
+    features, log_received = candidates.hidden.float(), (candidates.received + MIN_MASS).log()
     mean, scale = _moments(features, average)
     mass_mean, mass_scale = _moments(log_received, average)
     features, log_received = (features - mean) / scale, (log_received - mass_mean) / mass_scale
     mass, counts = candidates.mass, candidates.counts[:, None]
     rate = average(mass.sum(0)) / average(counts.sum(0))
-    weight = torch.zeros(mass.shape[1], hidden.shape[1], requires_grad=True)
+    weight = torch.zeros(mass.shape[1], features.shape[1], requires_grad=True)
     mass_weight = torch.zeros(mass.shape[1], requires_grad=True)
     bias = rate.clamp(min=1e-9).log().requires_grad_()
     unit = average(mass.sum(0)) / average(torch.tensor(float(len(mass))))
 
     def loss_of(rows: Tensor) -> Tensor:
         scores = features[rows] @ weight.T + mass_weight * log_received[rows] + bias
-        losses = counts[rows] * scores.clamp(max=5.0).exp() - mass[rows] * scores
+        losses = counts[rows] * scores.exp() - mass[rows] * scores
         return (losses.mean(0) / unit).mean()
 
     everything = torch.arange(len(mass))

@@ -1,13 +1,17 @@
 """Models with retained tokens against a simulation token by token: float64, memories and scorers that act."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipeline.attention.window import Document, WindowSpec
+from pipeline.distributed.head_shares import HeadShares
 from pipeline.model.augment import window_of
+from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import PrefixStore
+from pipeline.model.sequence_shard import SequenceShard
 from tests.model.retained_simulator import simulated
 from tests.model.test_exactness import CHUNKINGS, TOLERANCE, hidden, in_chunks
 
@@ -92,3 +96,10 @@ def test_without_their_prefixes_documents_are_what_they_are_whole(model, tokens)
     for a, e in zip(gradients(model, suffix), gradients(model, whole), strict=True):
         assert e.abs().sum() > 0
         torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("heads", [None, HeadShares(((0, 4),), ((0, 2),))], ids=["halo", "ulysses"])
+def test_a_row_that_ranks_share_is_refused_in_a_line(heads):
+    shard = SequenceShard(SimpleNamespace(rank=0, size=2), heads, (24, 24))
+    with pytest.raises(ValueError, match="several ranks hold a row"):
+        DocumentPlan([Document(0, 0, 48, WINDOWS[1])], 1, 48, use_memory=True, shard=shard)
