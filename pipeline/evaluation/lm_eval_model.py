@@ -78,12 +78,7 @@ class HippocampusLM(SharedLM):
         Raises:
             UserError: no such model, or an argument out of range.
         """
-        if str(batch_size) != "1":
-            raise UserError(f"--batch_size {batch_size}: requests run one at a time; leave it out or give 1")
-        if prefill_chunk < 1:
-            raise UserError(f"prefill_chunk={prefill_chunk}: must be >= 1")
-        if truncation_side not in ("middle", "left"):
-            raise UserError(f"truncation_side={truncation_side}: must be middle or left")
+        _check_arguments(batch_size, prefill_chunk, truncation_side)
         if isinstance(pretrained, str):
             files = resolve_model(Path(pretrained), base)
             window = files.choose_window(num_sink_tokens, window_size)
@@ -239,6 +234,19 @@ class HippocampusLM(SharedLM):
         )
         text = self.tok_decode(output[0, len(prompt) :].tolist())
         return postprocess_generated_text(text, stop=until, think_end_token=None)
+
+
+def _check_arguments(batch_size: int | str, prefill_chunk: int, truncation_side: str) -> None:
+    """
+    Raises:
+        UserError: one is out of range.
+    """
+    if str(batch_size) != "1":
+        raise UserError(f"--batch_size {batch_size}: requests run one at a time; leave it out or give 1")
+    if prefill_chunk < 1:
+        raise UserError(f"prefill_chunk={prefill_chunk}: must be >= 1")
+    if truncation_side not in ("middle", "left"):
+        raise UserError(f"truncation_side={truncation_side}: must be middle or left")
 
 
 def _place(device: str | None) -> torch.device:

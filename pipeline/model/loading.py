@@ -92,7 +92,13 @@ def load_config(path_or_id: str) -> PretrainedConfig:
 
 
 def set_window(model: PreTrainedModel, window: WindowSpec) -> None:
-    """Changes what the model infers with; caches made before keep theirs."""
+    """Changes what the model infers with; caches made before keep theirs.
+
+    Raises:
+        UserError: it retains tokens, and the model has no scorer that chooses them.
+    """
+    if window.num_retained_tokens and not model.config.ahn["has_scorer"]:
+        raise UserError(f"{window} retains tokens, and the model was trained without a scorer that chooses them")
     model.config.ahn = model.config.ahn | asdict(window)
 
 

@@ -135,10 +135,11 @@ def _read_identity(folder: RunFolder) -> dict[str, Any]:
     """What `describe_run` wrote."""
     try:
         identity = json.loads(folder.identity.read_text())
-        if {"settings", "data_fingerprint", "base_fingerprint"} <= identity.keys():
-            return identity
+        is_training = {"settings", "data_fingerprint", "base_fingerprint"} <= identity.keys()
     except (ValueError, AttributeError):
-        pass  # damaged
+        is_training = False
+    if is_training:
+        return identity
     raise ConfigError(f"--output {folder.root} holds no training, or its run.json is damaged; name another folder")
 
 

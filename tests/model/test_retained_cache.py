@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.attention.window import WindowSpec
+from pipeline.errors import UserError
 from pipeline.model.augment import memory_layers
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.cache_file import load_cache, save_cache
@@ -132,3 +133,8 @@ def test_a_memory_left_out_is_retained_tokens_alone(model, window, tokens):
     for part in tokens.split([20, *[1] * 28], 1):
         logits.append(model(part, past_key_values=cache).logits)
     torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_window_that_retains_needs_a_scorer(base_of_cell):
+    with pytest.raises(UserError, match="without a scorer"):
+        set_window(base_of_cell.load_untrained(), WINDOWS[0])
