@@ -15,21 +15,21 @@ class RetentionScorer(nn.Module):
     window (pipeline/attention/received.py). Rounded, because in the first layer equal tokens have equal scores up to
     the rounding of the products, which differs between one forward and another. At first all scores are 0, so that the
     older tokens leave first: a window that is wider by as many.
+
+    Buffers, not parameters: no gradient reaches them (they are fitted apart, pipeline/training/scorer_fit.py), and what
+    is no parameter ZeRO stage 3 leaves whole. And methods, not a forward: its hooks want the same calls of modules on
+    all ranks, some of whose documents may retain nothing.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_heads, hidden_size))
-        self.mass_weight = nn.Parameter(torch.empty(num_heads))
-        self.bias = nn.Parameter(torch.empty(num_heads))
-
-    def initial_values(self) -> dict[str, Tensor]:
-        """Initial value of every parameter by name."""
-        return {name: torch.zeros(parameter.shape) for name, parameter in self.named_parameters()}
+        self.register_buffer("weight", torch.zeros(num_heads, hidden_size))
+        self.register_buffer("mass_weight", torch.zeros(num_heads))
+        self.register_buffer("bias", torch.zeros(num_heads))
 
     @torch.no_grad()
-    def forward(self, hidden_states: Tensor, received: Tensor) -> Tensor:
-        """Scores [B, N, Hkv] in the parameters' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv]."""
+    def score(self, hidden_states: Tensor, received: Tensor) -> Tensor:
+        """Scores [B, N, Hkv] in the buffers' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv]."""
         return self.finish(self.score_hidden(hidden_states), received)
 
     @torch.no_grad()

@@ -19,11 +19,12 @@ from pipeline.config.evaluation import (
     Variant,
 )
 from pipeline.config.inference import AccountingConfig, DoctorConfig, FamiliesConfig, GenerateConfig, MergeConfig
+from pipeline.config.memory import MemoryConfig, WindowConfig
 from pipeline.config.parsing import ConfigError, parse_cli, require, to_plain
 from pipeline.config.recall import RecallBaseConfig, RecallStudyConfig, RecallTaskConfig
 from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
 from pipeline.config.teacher import TeacherCacheConfig
-from pipeline.config.training import MemoryConfig, TrainConfig, TrainRunConfig, WindowConfig
+from pipeline.config.training import TrainConfig, TrainRunConfig
 
 __all__ = [
     "OWN_SUITES",

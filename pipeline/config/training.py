@@ -6,45 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.memory import MemoryConfig, WindowConfig
 from pipeline.config.parsing import require
-
-
-@dataclass
-class MemoryConfig:
-    """The AHN itself (one per decoder layer)."""
-
-    cell: Literal["gated_delta_net", "delta_net", "mamba2"] = "gated_delta_net"
-    """Recurrent cell that compresses evicted tokens."""
-    init: Literal["published", "long_memory"] = "published"
-    """Initial decays: `published` are the paper's (Mamba2 A = 1 .. H; GatedDeltaNet A ~ U(0, 16), dt log-uniform in
-    [1e-3, 0.1]), with which most heads forget within a few tokens; `long_memory`: from 2^-4 to 2^-12 a token, head
-    after head."""
-
-
-@dataclass
-class WindowConfig:
-    """What attention keeps losslessly while training: drawn for each sample from (seed, sample index)."""
-
-    budgets: list[int] | None = None
-    """Candidates for the lossless budget W (sinks + window). Default: powers of two from 32, L/8 < W < L."""
-    sinks: list[int] = field(default_factory=lambda: [0, 32, 64, 128, 512, 2048, 4096])
-    """Candidates for the number of sink tokens S; kept when S <= W/2."""
-    inference_sinks: int = 128
-    """Sink tokens that the trained adapter uses for generation unless told otherwise."""
-    inference_window: int = 32640
-    """Recent tokens (sinks not counted) that the trained adapter keeps for generation."""
-
-    def __post_init__(self) -> None:
-        for flag, values, least in (("budgets", self.budgets, 2), ("sinks", self.sinks, 0)):
-            ok = values is None or (len(values) > 0 and min(values) >= least)
-            require(ok, f"--window.{flag}: needs at least one value, each >= {least}, found {values}")
-        require(
-            self.budgets is None or min(self.sinks) <= min(self.budgets) // 2,
-            f"--window.sinks: the smallest, {min(self.sinks)}, must be at most half of the smallest "
-            f"--window.budgets ({self.budgets})",
-        )
-        require(self.inference_sinks >= 0, f"--window.inference_sinks: must be >= 0, found {self.inference_sinks}")
-        require(self.inference_window >= 1, f"--window.inference_window: must be >= 1, found {self.inference_window}")
 
 
 @dataclass
@@ -60,16 +23,23 @@ class TrainConfig:
     """Samples per forward on one rank; accumulation = global / (micro x ranks)."""
     learning_rate: float = 1e-4
     """Peak learning rate, after warm-up."""
+    gate_learning_rate: float | None = None
+    """That of what makes the memories' gates: decays, write strengths, output gates. Default: --train.learning_rate."""
     warmup_ratio: float = 0.1
     """Share of max_steps spent on linear warm-up; cosine to zero follows."""
     weight_decay: float = 0.1
     """AdamW weight decay; never on A_log, dt_bias and norms."""
+    gate_weight_decay: float | None = None
+    """That of the projections to the gates. Default: --train.weight_decay."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     clip_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
-    loss: Literal["kl", "ce"] = "kl"
-    """`kl`: forward KL to the full-attention teacher. `ce`: next-token cross entropy."""
+    loss: Literal["kl", "ce", "retention"] = "kl"
+    """`kl`: forward KL to the full-attention teacher. `ce`: next-token cross entropy. `retention`: no steps, only the
+    scorers of --window.retained are fitted, as they are before the first step of the others."""
+    scorer_samples: int = 64
+    """Samples, the first of the run, whose later attention the scorers of --window.retained are fitted to."""
     loss_normalisation: Literal["tokens", "samples"] = "tokens"
     """Mean over all supervised tokens of a step, or mean of per-sample means (as published)."""
     topk_tail: Literal["bucket", "renormalise"] = "bucket"
@@ -108,6 +78,7 @@ class TrainConfig:
             "max_steps",
             "global_batch_size",
             "micro_batch_size",
+            "scorer_samples",
             "loss_chunk_size",
             "shuffle_block_shards",
             "loader_workers",
@@ -116,6 +87,9 @@ class TrainConfig:
         ):
             require(getattr(self, name) >= 1, f"--train.{name}: must be >= 1, found {getattr(self, name)}")
         require(self.learning_rate > 0, f"--train.learning_rate: must be > 0, found {self.learning_rate}")
+        rate, decay = self.gate_learning_rate, self.gate_weight_decay
+        require(rate is None or rate > 0, f"--train.gate_learning_rate: must be > 0, found {rate}")
+        require(decay is None or decay >= 0, f"--train.gate_weight_decay: must be >= 0, found {decay}")
         require(self.clip_grad_norm > 0, f"--train.clip_grad_norm: must be > 0, found {self.clip_grad_norm}")
         require(
             self.peak_tflops is None or self.peak_tflops > 0,
@@ -205,6 +179,16 @@ class TrainRunConfig:
         require(
             cache is None or self.train.loss == "kl",
             f"--teacher_cache {cache}: --train.loss {self.train.loss} needs no teacher; leave one out",
+        )
+        require(
+            self.train.loss != "retention" or self.window.has_scorer,
+            f"--train.loss retention fits what chooses retained tokens; say how many: --window.retained, found "
+            f"{self.window.retained}",
+        )
+        require(
+            not self.window.has_scorer or self.sequence_parallel_size == 1 or self.sequence_parallel_mode != "halo",
+            f"--sequence_parallel_mode halo: no rank has all the tokens that --window.retained "
+            f"{self.window.retained} keeps; use --sequence_parallel_mode ulysses",
         )
 
     @property

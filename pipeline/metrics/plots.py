@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.metrics.logger import read_metrics
+from pipeline.metrics.scorer_plot import plot_scorers, scorer_facts
 
 LOSS_KEYS = ("loss/kl", "loss/ce")
 PHASES = ("data", "teacher", "student", "backward", "optimizer")  # follow each other; the rest of a step is "other"
@@ -19,9 +21,11 @@ _PAGE = """<!doctype html>
 pre{background:#f4f4f4;padding:1em;overflow:auto}</style>
 <h1>{{ title }}</h1>
 <table>{% for name, value in facts %}<tr><td>{{ name }}</td><td><b>{{ value }}</b></td></tr>{% endfor %}</table>
-<img alt="loss and learning rate over steps" src="data:image/png;base64,{{ curve }}">
+{% if scorers %}<h2>Scorers of retained tokens</h2>
+<img alt="their loss while they were fitted, and by layer" src="data:image/png;base64,{{ scorers }}">{% endif %}
+{% if phases %}<img alt="loss and learning rate over steps" src="data:image/png;base64,{{ curve }}">
 <h2>Where the time goes</h2>
-<img alt="seconds of each phase over steps" src="data:image/png;base64,{{ phases }}">
+<img alt="seconds of each phase over steps" src="data:image/png;base64,{{ phases }}">{% endif %}
 <h2>Configuration</h2><pre>{{ configuration }}</pre>
 </html>
 """
@@ -77,24 +81,27 @@ def stack_phases(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
     return seconds
 
 
-def write_training_report(metrics_path: Path, configuration: str, output: Path) -> None:
+def write_training_report(metrics_path: Path, scorers: Path, configuration: str, output: Path) -> None:
     """Writes the self-contained HTML page and, beside it, training.png.
 
     Args:
         metrics_path: the run's metrics.jsonl.
+        scorers: the run's scorers.json, which need not be there.
         configuration: the resolved configuration as text.
         output: the HTML file.
     """
-    metrics = read_metrics(metrics_path)
+    metrics = [row for row in read_metrics(metrics_path) if row["step"] > 0]
     curve = plot_training(metrics)
+    facts = json.loads(scorers.read_text()) if scorers.is_file() else None
     output.with_name("training.png").write_bytes(curve)
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     output.write_text(
         page.render(
             title=f"Training run {output.parent.name}",
-            facts=_facts(metrics),
+            facts=([] if facts is None else scorer_facts(facts)) + (_facts(metrics) if metrics else []),
+            scorers=None if facts is None else base64.b64encode(plot_scorers(facts)).decode(),
             curve=base64.b64encode(curve).decode(),
-            phases=base64.b64encode(plot_phases(metrics)).decode(),
+            phases=base64.b64encode(plot_phases(metrics)).decode() if metrics else None,
             configuration=configuration,
         )
     )

@@ -1,12 +1,14 @@
-"""The adapter folder: the AHN parameters alone, and what they were trained for.
+"""The adapter folder: the AHN parameters and scorers alone, and what they were trained for.
 
     ahn_config.json     base model's name and fingerprint, cell, window, facts of the training run
-    model.safetensors   float32, keys as in the published checkpoints: model.layers.{i}.ahn.fn.{parameter}
+    model.safetensors   float32, keys as in the published checkpoints: model.layers.{i}.ahn.fn.{parameter};
+                        where tokens are retained also model.layers.{i}.ahn.retention.{buffer}
 
 Files are replaced one by one, each atomically, so a reader always finds a whole adapter.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +27,9 @@ _PROBES_PER_FILE = 256
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The AHN parameters by name, as they are (not copied)."""
-    return {name: p.detach() for name, p in model.named_parameters() if ".ahn." in name}
+    """The AHN parameters and scorers by name, as they are (not copied)."""
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named if ".ahn." in name}
 
 
 def save_adapter(folder: Path, state: dict[str, Tensor], info: dict) -> None:
@@ -34,9 +37,9 @@ def save_adapter(folder: Path, state: dict[str, Tensor], info: dict) -> None:
 
     Args:
         folder: the adapter folder.
-        state: AHN parameters by name, on any device.
+        state: what `adapter_state` returns, on any device.
         info: {"base_model", "base_fingerprint", "memory": {...}, "num_sink_tokens", "window_size",
-            "training": {...}}.
+            "training": {...}}, and of retained tokens "num_retained_tokens", "decision_interval", "has_scorer".
     """
     with whole_file(folder / ADAPTER_WEIGHTS) as weights:
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, weights)

@@ -30,7 +30,7 @@ from pipeline.model.fixed_choices import OwnAttention, OwnAttentionConfig, OwnCa
 from pipeline.model.handed_memory import hand_to_attention
 from pipeline.model.packed_rows import RowArguments, packed_documents
 from pipeline.model.plan import DocumentPlan, documents_of_mask
-from pipeline.model.prefix import PrefixStore
+from pipeline.model.prefix import PrefixStore, Recorder
 from pipeline.model.sequence_shard import SequenceShard
 from pipeline.model.supported import UnsupportedModelError, check_supported, family_of, sliding_windows
 
@@ -76,7 +76,7 @@ class _AHNDecoder(_AHNInit):
         documents: Sequence[Document] | None = None,
         use_memory: bool = True,
         prefixes: PrefixStore | None = None,
-        record: PrefixStore | None = None,
+        record: Recorder | None = None,
         shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -87,7 +87,7 @@ class _AHNDecoder(_AHNInit):
             row, as attention_mask (left or right padding) says. A document with window None gets full attention.
         use_memory: False leaves the memory out: plain sinks + window.
         prefixes: for documents of which the row holds only what comes after their lossless prefix.
-        record: takes the prefixes of its documents from this forward.
+        record: takes what it wants of each layer from this forward.
         shard: input_ids and position_ids [1, n] are this rank's part of the one row that `documents` describe.
 
         Raises:
@@ -237,9 +237,6 @@ def initialise_memories(model: PreTrainedModel, seed: int) -> None:
                 values |= layer.ahn.fn.long_memory_values()
             for name, value in values.items():
                 parameters[name].copy_(value)
-            if layer.ahn.retention is not None:
-                for name, value in layer.ahn.retention.initial_values().items():
-                    getattr(layer.ahn.retention, name).copy_(value)
 
 
 def memory_layers(model: PreTrainedModel) -> dict[int, nn.Module]:

@@ -199,8 +199,8 @@ def _check_merged_folder(model: PreTrainedModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.should_save_on_this_rank = lambda is_main_process: True  # each rank that computes this has its own folder
         model.save_pretrained(folder)
-        loaded = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
-    named = dict(model.named_parameters())
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    named = model.state_dict()
     other = [name for name in named if name not in loaded or not torch.equal(named[name], loaded[name])]
     if other or len(named) != len(loaded):
         raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.attention.window import WindowSpec
 from pipeline.errors import UserError
@@ -23,14 +23,18 @@ FORMAT_VERSION = 1
 _PROBE_ELEMENTS = 64
 
 
+def _scorers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in model.named_buffers() if ".ahn." in name]
+
+
 def model_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and the first and last elements of all parameters; milliseconds.
+    """sha256 over names, shapes, dtypes and the first and last elements of all parameters and scorers; milliseconds.
 
     Raises:
         UserError: weights are offloaded, and so not there to be looked at.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *_scorers(model)):
         if parameter.is_meta:
             raise UserError(
                 f"{name} is offloaded by device_map, and a cache's file names the weights that made it: load the model "

@@ -48,9 +48,15 @@ def export_published(adapter: Path, output: Path, *, base: str | None = None) ->
     """Writes the memories alone in the published layout, with the base's config.json.
 
     Raises:
-        UserError: the adapter or its base is not there; `output` already is, or it cannot be written.
+        UserError: the adapter or its base is not there, or it has scorers, which the layout does not know; `output`
+            already is there, or it cannot be written.
     """
     info, state = read_adapter(adapter)
+    if info.get("has_scorer"):
+        raise UserError(
+            f"--layout published: {adapter} has scorers that choose retained tokens (num_retained_tokens "
+            f"{info['num_retained_tokens']}), which the published layout has no place for; use --layout merged"
+        )
     with _writing(output):
         save_published(output, info["memory"]["cell"], state, load_config(base or info["base_model"]).to_json_string())
 

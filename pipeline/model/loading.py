@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
-from pipeline.model.adapter import base_fingerprint, read_adapter
+from pipeline.model.adapter import adapter_state, base_fingerprint, read_adapter
 from pipeline.model.augment import augment, check_complete
 from pipeline.model.base_check import augment_checked, check_family
 from pipeline.model.files import ADAPTER_CONFIG, find_weights
@@ -123,7 +123,7 @@ def load_adapter(folder: Path, *, dtype: torch.dtype, base: str | None = None, c
 
 
 def _fill_memories(model: PreTrainedModel, state: dict[str, torch.Tensor], origin: str, base: str) -> PreTrainedModel:
-    parameters = {name: p for name, p in model.named_parameters() if ".ahn." in name}
+    parameters = adapter_state(model)
     shapes, wanted = ({n: list(x.shape) for n, x in named.items()} for named in (state, parameters))
     if shapes != wanted:
         name = next(n for n in sorted(shapes.keys() | wanted.keys()) if shapes.get(n) != wanted.get(n))

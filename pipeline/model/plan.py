@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.model.halo_plan import HaloPlan
-from pipeline.model.prefix import PrefixStore
+from pipeline.model.prefix import PrefixStore, Recorder
 from pipeline.model.sequence_shard import SequenceShard
 
 
@@ -56,7 +56,7 @@ class DocumentPlan:
         *,
         use_memory: bool,
         prefixes: PrefixStore | None = None,
-        record: PrefixStore | None = None,
+        record: Recorder | None = None,
         shard: SequenceShard | None = None,
     ) -> None:
         """
@@ -65,7 +65,7 @@ class DocumentPlan:
             batch_size, length: of the batch [B, T]; with a `shard` of the whole row.
             use_memory: False leaves the memory out.
             prefixes: what came before each document's tokens in the row, for documents with `num_before`.
-            record: takes the prefixes of its documents from this forward.
+            record: takes what it wants of each layer from this forward.
             shard: the forward's tokens are this rank's of a row that a group of ranks holds.
 
         Raises:

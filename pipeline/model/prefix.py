@@ -8,7 +8,7 @@ holds only the tokens behind them. Exact, and it saves the share W / L of the st
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ class Prefix(NamedTuple):
     values: Tensor  # [1, Hkv, W, D]
     hidden: Tensor  # pre-normed hidden states [1, W, hidden]; of a sharded row those that this rank has
     received: Tensor | None = None  # mass [1, Hkv, W] that they receive from each other, where tokens are retained
+
+
+class Recorder(Protocol):
+    """Takes something from a forward as it passes."""
+
+    def record(self, layer: int, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> None:
+        """Of one layer queries, keys and values [B, H, T, D], pre-normed hidden states [B, T, hidden] and the factor on
+        the attention scores."""
 
 
 class PrefixStore:

@@ -45,7 +45,7 @@ def drop_orders(
         received = received_mass(q, k, window, scale=scale)
         if prefixes is not None:
             received[:, :, : span.document.num_before] += prefixes[number].received
-        scores = memory.retention(span.candidates(h), span.candidates(received.transpose(1, 2)))
+        scores = memory.retention.score(span.candidates(h), span.candidates(received.transpose(1, 2)))
         orders.append(drop_order(scores.transpose(1, 2), window.num_retained_tokens, window.decision_interval))
     return orders
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.attention.window import Document
 from pipeline.data.collate import Batch
-from pipeline.model.prefix import PrefixStore
+from pipeline.model.prefix import PrefixStore, Recorder
 from pipeline.model.sequence_shard import SequenceLayout
 
 
@@ -35,6 +35,19 @@ def compute_teacher_hidden(
     )
     positions = batch.positions if shard is None else shard.localise(batch.positions)
     return output.last_hidden_state[0, positions], prefixes
+
+
+@torch.no_grad()
+def record_full_attention(decoder: nn.Module, batch: Batch, record: Recorder) -> None:
+    """Shows each layer's queries, keys, values and hidden states of the whole row under full attention to `record`."""
+    decoder(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        documents=batch.teacher_documents,
+        use_memory=False,
+        record=record,
+    )
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from pipeline.losses.signal_kl import chunked_signal_kl
 from pipeline.losses.sparse_kl import Tail
 from pipeline.model.output_head import find_output_head, whole
 from pipeline.model.sequence_shard import SequenceLayout, SequenceShard
-from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden
+from pipeline.teacher.online import compute_prefixes, compute_teacher_hidden, record_full_attention
+from pipeline.training.scorer_features import FeatureStore
 from pipeline.training.student_row import StudentRow, row_behind, row_of_whole
 
 
@@ -32,7 +33,7 @@ class Distillation(nn.Module):
 
     Args:
         model: an AHN model with a frozen base.
-        loss: `kl` against the full-attention teacher, or `ce` against the next token.
+        loss: `kl` against the full-attention teacher, or `ce` against the next token; `retention` has none.
         loss_chunk_size: positions whose logits exist at one time.
         topk_tail: what becomes of the mass outside the K tokens of a cached topk signal.
         layout: the ranks that hold a micro-batch together, if they are several. Without heads (halo), the loss needs
@@ -43,7 +44,7 @@ class Distillation(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        loss: Literal["kl", "ce"],
+        loss: Literal["kl", "ce", "retention"],
         loss_chunk_size: int,
         topk_tail: Tail = "bucket",
         layout: SequenceLayout | None = None,
@@ -60,18 +61,22 @@ class Distillation(nn.Module):
         # a parameter of the module from then on, and keep it gathered through the whole forward.
         self._head = find_output_head(model)
 
-    def forward(self, batch: Batch, position_weights: Tensor) -> Tensor:
+    def forward(self, batch: Batch, position_weights: Tensor, record: FeatureStore | None = None) -> Tensor:
         """Weighted sum of the loss over the batch's positions, in nats.
 
         Args:
             batch: one micro-batch, with the teacher's signal or without; without positions the loss is zero, still
                 tied to every AHN parameter.
             position_weights: float32 [M].
+            record: takes what a forward of the batch with full attention gives it, and that is all: the loss is 0.
 
         Returns:
             Scalar, float32; of a micro-batch that several ranks hold, the sum over this rank's positions.
         """
         decoder = self.model.get_decoder()
+        if record is not None:
+            record_full_attention(decoder, batch, record)
+            return position_weights.new_zeros(())
         with self.clock.phase("teacher"):
             row, teacher_hidden = self._student_row(decoder, batch)
         places, shard, own = torch.searchsorted(row.indices, batch.positions), None, slice(None)

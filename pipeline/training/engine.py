@@ -22,6 +22,8 @@ from pipeline.distributed.deepspeed_check import deepspeed_settings
 from pipeline.training.distillation import Distillation
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+OUTPUT_MODULES = frozenset({"o_proj", "o_norm", "norm"})
+"""Of a cell; what its other parameters make are gates."""
 
 
 def build_engine(module: Distillation, train: TrainConfig, deepspeed_config: dict[str, Any]) -> DeepSpeedEngine:
@@ -30,21 +32,29 @@ def build_engine(module: Distillation, train: TrainConfig, deepspeed_config: dic
     Raises:
         UserError: DeepSpeed cannot do together what its JSON asks for.
     """
-    groups = parameter_groups(module.model, train.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas)
+    optimizer = torch.optim.AdamW(parameter_groups(module.model, train), lr=train.learning_rate, betas=train.adam_betas)
     with deepspeed_settings():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config)
     _create_moments(engine)
     return engine
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: matrices decay; A_log, dt_bias, biases and norm weights do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW groups of the trainable parameters, each with its peak learning rate as `peak`.
+
+    Matrices decay; A_log, dt_bias, biases and norm weights do not. Output matrices and norms have the common rate and
+    decay, what makes gates has its own.
+    """
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate, decay, is_vector = train.learning_rate, train.weight_decay, parameter.ndim <= 1
+        if not OUTPUT_MODULES.intersection(name.split(".")):
+            rate = rate if train.gate_learning_rate is None else train.gate_learning_rate
+            decay = decay if train.gate_weight_decay is None else train.gate_weight_decay
+        groups.setdefault((is_vector, rate, 0.0 if is_vector else decay), []).append(parameter)
+    return [{"params": groups[key], "peak": key[1], "weight_decay": key[2]} for key in sorted(groups)]
 
 
 def trainable_parameters(engine: DeepSpeedEngine) -> dict[str, nn.Parameter]:
@@ -52,10 +62,10 @@ def trainable_parameters(engine: DeepSpeedEngine) -> dict[str, nn.Parameter]:
     return {name: p for name, p in engine.module.model.named_parameters() if p.requires_grad}
 
 
-def set_learning_rate(engine: DeepSpeedEngine, rate: float) -> None:
-    """Sets the rate of the next optimizer step, for all groups."""
+def set_learning_rate(engine: DeepSpeedEngine, share: float) -> None:
+    """Sets the rate of the next optimizer step, in each group to a share of its peak."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = share * group["peak"]
 
 
 def take_step(engine: DeepSpeedEngine) -> float:
@@ -75,10 +85,12 @@ def take_step(engine: DeepSpeedEngine) -> float:
 
 
 def gather_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    """Whole float32 AHN weights by name, on CPU. Collective."""
+    """Whole float32 AHN weights and scorers by name, on CPU. Collective."""
+    scorers = {n: x for n, x in engine.module.model.named_buffers() if ".ahn." in n}
     if engine.zero_optimization_stage() == 0:
-        return {n: p.detach().cpu().clone() for n, p in trainable_parameters(engine).items()}
-    return {n: safe_get_full_fp32_param(p).cpu().clone() for n, p in trainable_parameters(engine).items()}
+        return {n: x.detach().cpu().clone() for n, x in (trainable_parameters(engine) | scorers).items()}
+    weights = {n: safe_get_full_fp32_param(p).cpu().clone() for n, p in trainable_parameters(engine).items()}
+    return weights | {n: x.cpu().clone() for n, x in scorers.items()}
 
 
 def gather_moments(engine: DeepSpeedEngine) -> dict[str, Tensor]:

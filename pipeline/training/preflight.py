@@ -131,10 +131,13 @@ def check_sequence_length(config: TrainRunConfig, seq_len: int) -> None:
         UserError: names the data, its sequence length and the smallest lossless budget.
     """
     # A document of W + 1 tokens evicts one token, but its only memory reader has no target.
-    fitting = [budget for budget, _ in window_candidates(seq_len, config.window) if budget + 2 <= seq_len]
-    smallest = SMALLEST_BUDGET if config.window.budgets is None else min(config.window.budgets)
+    window = config.window
+    retained = min(m + window.interval(m) - 1 for m in window.retained)
+    fitting = [budget for budget, _ in window_candidates(seq_len, window) if budget + retained + 2 <= seq_len]
+    smallest = (SMALLEST_BUDGET if window.budgets is None else min(window.budgets)) + retained
     require(
         bool(fitting),
         f"--data {config.data} has sequence length {seq_len}, below the smallest lossless budget {smallest} + 2 "
-        f"tokens, so nothing would ever be supervised; prepare longer samples or lower --window.budgets",
+        f"tokens, so nothing would ever be supervised; prepare longer samples or lower --window.budgets"
+        + (f" or --window.retained {window.retained}" if retained else ""),
     )

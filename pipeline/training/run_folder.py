@@ -7,6 +7,7 @@ config.yaml     the resolved configuration of the last start
 metrics.jsonl   one line a step
 checkpoints/    step-0000100/{state.json, tensors.safetensors}, `latest` (a name, written last)
 adapter/        the newest weights, ready for generation
+scorers.json    how the scorers of retained tokens were fitted
 report.html     curves, written at the end
 stacks/         where each rank was when the run hung
 profile/        traces of the steps that --profile names
@@ -40,6 +41,7 @@ FREE_SETTINGS = frozenset(
         "train.wandb",
         "window.inference_sinks",
         "window.inference_window",
+        "window.inference_retained",
     }
 )
 

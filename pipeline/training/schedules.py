@@ -46,7 +46,8 @@ def window_candidates(longest_document: int, config: WindowConfig) -> list[tuple
 
 
 def draw_window(seed: int, global_sample_index: int, longest_document: int, config: WindowConfig) -> WindowSpec | None:
-    """The window of one sample: W uniform over its candidates, then S uniform over those of W.
+    """The window of one sample: W = S + R uniform over its candidates, then S uniform over those of W, then the number
+    M of retained tokens uniform over those with which something is still evicted.
 
     Returns:
         None where no candidate is left: the sample then supervises nothing.
@@ -54,8 +55,18 @@ def draw_window(seed: int, global_sample_index: int, longest_document: int, conf
     candidates = window_candidates(longest_document, config)
     if not candidates:
         return None
-    digest = hashlib.blake2b(f"window:{seed}:{global_sample_index}".encode(), digest_size=16).digest()
+    digest = _draw(f"window:{seed}:{global_sample_index}")
     first, second = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
     budget, sinks = candidates[first % len(candidates)]
     num_sink_tokens = sinks[second % len(sinks)]
-    return WindowSpec(num_sink_tokens, budget - num_sink_tokens)
+    windows = [
+        WindowSpec(num_sink_tokens, budget - num_sink_tokens, num_retained, config.interval(num_retained))
+        for num_retained in sorted(config.retained)
+    ]
+    fitting = [window for window in windows if window.lossless_budget < longest_document]
+    third = int.from_bytes(_draw(f"retained:{seed}:{global_sample_index}"), "little")
+    return fitting[third % len(fitting)] if fitting else None
+
+
+def _draw(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()

@@ -3,79 +3,131 @@
 Poisson regression: a token that n later queries were looked at and gave the mass m has the loss n e^s - m s, which is
 least where e^s is the expected mass a query. Unlike a loss of the logarithm of m / n it is not led astray by tokens
 that few queries read, and read much. Convex; features are standardised while it is minimised, and the scale goes into
-the weights at the end.
+the weights at the end. A small ridge keeps weights small where candidates do not determine them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.ahn.retention_scorer import MIN_MASS, RetentionScorer
+from pipeline.ahn.retention_scorer import MIN_MASS
 from pipeline.training.scorer_features import Candidates
 
-STEPS, TOKENS_A_STEP, LEARNING_RATE = 500, 1024, 2e-3
+NUM_ITERATIONS, HISTORY, MIN_RATE = 60, 10, 1e-9
+RIDGE = 1500.0
+"""Divided by the number of candidates; chosen on held-out text of SmolLM2, where a factor of 3 changes little."""
+MAX_ELEMENTS = 2**28
+"""Features that are on the device at one time."""
+AddRanks = Callable[[Tensor], Tensor]
 
 
-def fit_scorer(
-    scorer: RetentionScorer,
-    candidates: Candidates,
-    generator: torch.Generator,
-    average: Callable[[Tensor], Tensor] = lambda x: x,
-    steps: int = STEPS,
-) -> tuple[float, float]:
-    """Sets the scorer's parameters.
+class Fit(NamedTuple):
+    """L layers' fitted scorers. `values`: the parameters of each. `losses`: at each evaluation of the first layers that
+    are fitted together, mean over layers and heads, per unit of mass, with the ridge; `before`, `after` [L]: without.
+    """
+
+    values: list[dict[str, Tensor]]
+    losses: list[float]
+    before: Tensor
+    after: Tensor
+
+
+def fit_scorers(
+    layers: Sequence[Candidates],
+    add: AddRanks = lambda x: x,
+    device: torch.device | str = "cpu",
+    num_iterations: int = NUM_ITERATIONS,
+) -> Fit:
+    """Fits the scorers of all layers. Collective where `add` is.
 
     Args:
-        scorer: of one layer.
-        candidates: of that layer.
-        generator: draws the tokens of each step.
-        average: of a tensor over all ranks, each with candidates of its own.
-        steps: of AdamW.
+        layers: each layer's candidates, as many in each; on ranks, this rank's own, which may be none.
+        add: the sum of a tensor over all ranks.
+        device: to compute on.
+        num_iterations: of L-BFGS at most.
 
     Returns:
-        The loss per unit of mass before and after: of one rate for all tokens of a head, and of the scores.
+        The same on all ranks.
     """
-    features, log_received = candidates.hidden.float(), (candidates.received + MIN_MASS).log()
-    mean, scale = _moments(features, average)
-    mass_mean, mass_scale = _moments(log_received, average)
-    features, log_received = (features - mean) / scale, (log_received - mass_mean) / mass_scale
-    mass, counts = candidates.mass, candidates.counts[:, None]
-    rate = average(mass.sum(0)) / average(counts.sum(0))
-    weight = torch.zeros(mass.shape[1], features.shape[1], requires_grad=True)
-    mass_weight = torch.zeros(mass.shape[1], requires_grad=True)
-    bias = rate.clamp(min=1e-9).log().requires_grad_()
-    unit = average(mass.sum(0)) / average(torch.tensor(float(len(mass))))
-
-    def loss_of(rows: Tensor) -> Tensor:
-        scores = features[rows] @ weight.T + mass_weight * log_received[rows] + bias
-        losses = counts[rows] * scores.exp() - mass[rows] * scores
-        return (losses.mean(0) / unit).mean()
-
-    everything = torch.arange(len(mass))
-    with torch.no_grad():
-        before = average(loss_of(everything)).item()
-    optimizer = torch.optim.AdamW([weight, mass_weight, bias], lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(mass), (min(TOKENS_A_STEP, len(mass)),), generator=generator)
-        optimizer.zero_grad()
-        loss_of(rows).backward()
-        for parameter in (weight, mass_weight, bias):
-            parameter.grad = average(parameter.grad)
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        after = average(loss_of(everything)).item()
-        weight = weight / scale
-        mass_weight = mass_weight / mass_scale
-        scorer.weight.copy_(weight)
-        scorer.mass_weight.copy_(mass_weight)
-        scorer.bias.copy_(bias - weight @ mean - mass_weight * mass_mean)
-    return before, after
+    hidden = layers[0].hidden
+    at_once = max(1, MAX_ELEMENTS // max(1, hidden.numel()))
+    values, losses, before, after = [], [], [], []
+    for first in range(0, len(layers), at_once):
+        problem = _Problem(layers[first : first + at_once], add, torch.device(device))
+        before.append(problem.loss())
+        found = problem.minimise(num_iterations)
+        losses = losses or found
+        after.append(problem.loss())
+        values += problem.scorer_values()
+    return Fit(values, losses, torch.cat(before), torch.cat(after))
 
 
-def _moments(x: Tensor, average: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column over all ranks' rows."""
-    mean = average(x.mean(0))
-    return mean, average((x - mean).square().mean(0)).sqrt().clamp(min=1e-6)
+class _Problem:
+    """Some layers' fits as one: they are independent of each other."""
+
+    def __init__(self, layers: Sequence[Candidates], add: AddRanks, device: torch.device) -> None:
+        self._add = add
+        stacked = (torch.stack(x).to(device) for x in zip(*layers, strict=True))
+        hidden, received, self._mass, counts = stacked
+        self._counts = counts[..., None]
+        self._num_candidates = add(torch.tensor(float(hidden.shape[1]), device=device))
+        self._hidden, self._mean, self._scale = self._standardise(hidden.float())
+        self._received, self._received_mean, self._received_scale = self._standardise((received + MIN_MASS).log())
+        total = add(self._mass.sum(1))
+        self._unit = (total / self._num_candidates).clamp(min=MIN_RATE)
+        self.weight = hidden.new_zeros(*total.shape, hidden.shape[2], dtype=torch.float32).requires_grad_()
+        self.mass_weight = torch.zeros_like(total).requires_grad_()
+        self.bias = (total / add(self._counts.sum(1))).clamp(min=MIN_RATE).log().requires_grad_()
+
+    def minimise(self, num_iterations: int) -> list[float]:
+        """Sets the parameters; the loss at each evaluation."""
+        parameters, losses = [self.weight, self.mass_weight, self.bias], []
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=num_iterations, history_size=HISTORY, line_search_fn="strong_wolfe"
+        )
+
+        def evaluate() -> Tensor:
+            optimizer.zero_grad()
+            loss = self._own_loss().sum()
+            loss.backward()
+            for parameter in parameters:
+                parameter.grad = self._add(parameter.grad)
+            # After the sum, so that the ranks' number has no influence on it.
+            ridge, weight = RIDGE / self._num_candidates, self.weight.detach()
+            penalty = ridge * weight.square().sum()
+            self.weight.grad += 2 * ridge * weight
+            loss = self._add(loss.detach()) + penalty
+            losses.append(loss.item() / self.bias.numel())
+            return loss
+
+        optimizer.step(evaluate)
+        return losses
+
+    @torch.no_grad()
+    def loss(self) -> Tensor:
+        """Of each layer, per unit of mass, mean over heads and all ranks' candidates."""
+        return self._add(self._own_loss()).mean(-1).cpu()
+
+    @torch.no_grad()
+    def scorer_values(self) -> list[dict[str, Tensor]]:
+        """The parameters of each layer's `RetentionScorer`, for features as they are."""
+        weight, mass_weight = self.weight / self._scale, self.mass_weight / self._received_scale[:, 0]
+        shift = (weight * self._mean).sum(-1) + mass_weight * self._received_mean[:, 0]
+        values = {"weight": weight, "mass_weight": mass_weight, "bias": self.bias - shift}
+        return [{name: x[layer].cpu() for name, x in values.items()} for layer in range(len(weight))]
+
+    def _own_loss(self) -> Tensor:
+        """This rank's part of each layer's and head's loss, [l, Hkv]."""
+        scores = torch.einsum("lnd,lhd->lnh", self._hidden, self.weight)
+        scores = scores + self.mass_weight[:, None] * self._received + self.bias[:, None]
+        losses = self._counts * scores.exp() - self._mass * scores
+        return losses.sum(1) / (self._num_candidates * self._unit)
+
+    def _standardise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[l, N, n] with mean 0 and standard deviation 1 of each column over all ranks' rows; both, [l, 1, n]."""
+        mean = self._add(x.sum(1, keepdim=True)) / self._num_candidates
+        x = x - mean
+        scale = (self._add(x.square().sum(1, keepdim=True)) / self._num_candidates).sqrt().clamp(min=1e-6)
+        return x.div_(scale), mean, scale

@@ -15,7 +15,7 @@ from pipeline.config import TrainRunConfig
 from pipeline.distributed.groups import Ranks, gather_objects, raise_together
 from pipeline.errors import UserError
 from pipeline.folder_claim import FolderClaim, claimed_folder
-from pipeline.model.adapter import base_fingerprint
+from pipeline.model.adapter import adapter_state, base_fingerprint
 from pipeline.model.base_check import check_family
 from pipeline.model.loading import load_base, load_config
 from pipeline.model.partitioning import partition_frozen
@@ -133,10 +133,10 @@ def build_training(plan: Plan, ranks: Ranks, checkpoint: Path | None) -> tuple[D
     model.train()
     if train.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    parameters = dict(model.named_parameters())
+    tensors = adapter_state(model)
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            tensors[name].copy_(value)
     layout = SequenceLayout(ranks.sequence, plan.heads) if ranks.sequence.size > 1 else None
     module = Distillation(model, train.loss, train.loss_chunk_size, train.topk_tail, layout, ranks.clock)
     engine = build_engine(module, train, plan.deepspeed)
@@ -153,6 +153,7 @@ def _load_base(config: TrainRunConfig, ranks: Ranks) -> PreTrainedModel:
             config.model,
             memory=config.memory,
             window=WindowSpec(config.window.inference_sinks, config.window.inference_window),
+            has_scorer=config.window.has_scorer,
             dtype=getattr(torch, config.train.base_dtype),
             seed=config.train.seed,
             check=config.check_base and ranks.is_main,  # the others would read more of the files than their part

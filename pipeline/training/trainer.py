@@ -26,6 +26,7 @@ from pipeline.training.profiling import StepProfiler
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.saver import Saver, cannot_write
 from pipeline.training.schedules import learning_rate
+from pipeline.training.scorer_phase import SCORER_FACTS, describe_stop_of_fit, fit_run_scorers, write_facts
 from pipeline.training.setup import begin_run, build_training, check_base, claimed_output, find_start
 from pipeline.training.step import NonFiniteError, StepTotals, exchange_totals, run_step
 from pipeline.training.step_progress import StepProgress
@@ -46,7 +47,7 @@ def run_training(plan: Plan, stop: StopFlag) -> None:
         trainer = Trainer(plan, stop, ranks, claim)
         trainer.run()
         leave_distributed()
-    if trainer.state.step < config.train.max_steps:
+    if trainer.is_stopped:
         if ranks.is_main:
             print(trainer.describe_stop(), file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
@@ -64,27 +65,29 @@ class Trainer:
 
     def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks, claim: FolderClaim | None = None) -> None:
         self.config, self.train, self.stop, self.ranks = plan.config, plan.config.train, stop, ranks
-        self.folder = RunFolder(self.config.output)
+        self.folder, self.stream = RunFolder(self.config.output), plan.stream
         self.claim = claim
         self.base_fingerprint = check_base(plan, ranks)
         checkpoint = find_start(plan, ranks)
         self.engine, self.state = build_training(plan, ranks, checkpoint)
         begin_run(plan, self.base_fingerprint, ranks)
+        self.num_steps = 0 if self.train.loss == "retention" else self.train.max_steps
         self.saved_step = None if checkpoint is None else self.state.step
+        self.is_stopped = False  # before its last step, as it was asked to
         self.saver = Saver(self.train.async_save)
         self.failure: UserError | None = None  # of this rank alone; the next exchange ends all with it
         self.meter = StepMeter(self.config, ranks)
         num_micro_batches = self.train.grad_accum_steps(ranks.dp_size)
-        self.progress = StepProgress(self.train.max_steps, self.state.step, num_micro_batches, stop, ranks)
+        self.progress = StepProgress(self.num_steps, self.state.step, num_micro_batches, stop, ranks)
         self.batches = BatchSource(
-            plan.stream,
+            self.stream,
             self.train,
             self.config.window,
             plan.teacher,
             rank=ranks.dp_rank,
             dp_size=ranks.dp_size,
             position=self.state.consumed_samples,
-            num_steps=self.train.max_steps - self.state.step,
+            num_steps=self.num_steps - self.state.step,
         )
 
     def run(self) -> None:
@@ -100,12 +103,15 @@ class Trainer:
             stack.enter_context(contextlib.closing(watchdog))
             trace = self.folder.root / "profile" / f"rank-{self.ranks.rank}.json"
             profiler = stack.enter_context(contextlib.closing(StepProfiler(self.config.profile_steps, trace)))
-            while self.state.step < self.train.max_steps:
+            if self.needs_scorers:
+                self.fit_scorers(metrics, watchdog)
+            while self.state.step < self.num_steps and not self.is_stopped:
                 watchdog.beat(self.state.step + 1)
                 profiler.begin(self.state.step + 1)
                 row = self.train_step()
                 profiler.end(self.state.step)
-                if row is None:  # asked to stop
+                if row is None:
+                    self.is_stopped = True
                     break
                 if metrics is not None:
                     self._write(self.folder.metrics, partial(metrics.log, row))
@@ -113,18 +119,42 @@ class Trainer:
                     watchdog.beat(self.state.step)
                     self.save(metrics)
             watchdog.beat(self.state.step)
-            if self.saved_step != self.state.step:
+            if self.saved_step != self.state.step and not self.needs_scorers:
                 self.save(metrics)
             raise_together(self.saver.wait() or self.failure, self.ranks)
         if self.ranks.is_main:
             from pipeline.metrics.plots import write_training_report  # matplotlib takes 0.5 s: not for the other ranks
 
+            scorers = self.folder.root / SCORER_FACTS
             configuration, page = (self.folder.root / "config.yaml").read_text(), self.folder.root / "report.html"
-            self._write(page, lambda: write_training_report(self.folder.metrics, configuration, page))
+            self._write(page, lambda: write_training_report(self.folder.metrics, scorers, configuration, page))
         raise_together(self.failure, self.ranks)
+
+    @property
+    def needs_scorers(self) -> bool:
+        """Whether what chooses retained tokens is still to be fitted."""
+        return self.config.window.has_scorer and self.saved_step is None
+
+    def fit_scorers(self, metrics: MetricsLogger | None, watchdog: StepWatchdog) -> None:
+        """Fits what chooses retained tokens and saves it as the state before the first step, unless asked to stop."""
+        describe, self.stop.describe = self.stop.describe, describe_stop_of_fit
+        beat = partial(watchdog.beat, self.state.step)
+        facts = fit_run_scorers(self.engine, self.stream, self.config, self.ranks, self.stop, beat)
+        self.stop.describe = describe
+        if facts is None:
+            self.is_stopped = True
+            return
+        if metrics is not None:
+            print(facts.describe(), file=sys.stderr, flush=True)
+            self._write(self.folder.root / SCORER_FACTS, partial(write_facts, self.folder.root, facts))
+            self._write(self.folder.metrics, partial(metrics.log, facts.row()))
+        watchdog.beat(self.state.step)
+        self.save(metrics)
 
     def describe_stop(self) -> str:
         """Where a run is that ends before its last step."""
+        if self.saved_step is None:
+            return f"stopped before the scorers were fitted; the same command begins again (exit code {EXIT_STOPPED})"
         return (
             f"stopped: {self.folder.checkpoint(self.state.step)} has the state after step {self.state.step} of "
             f"{self.train.max_steps}; the same command goes on from there (exit code {EXIT_STOPPED})"
@@ -151,7 +181,7 @@ class Trainer:
         if stop:
             return None
         self.progress.begin()
-        rate = learning_rate(self.state.step, self.train.max_steps, self.train.learning_rate, self.train.warmup_ratio)
+        rate = learning_rate(self.state.step, self.num_steps, 1.0, self.train.warmup_ratio)
         row = {"step": self.state.step + 1}
         if totals.num_positions > 0:
             set_learning_rate(self.engine, rate)
@@ -173,7 +203,11 @@ class Trainer:
                 raise report_failed_step(found, number, read.micro_batches, self.folder, self.ranks) from found
             if result is None:
                 return None
-            row |= {self.loss_key: result.loss, "optim/grad_norm": result.grad_norm, "optim/lr": rate}
+            row |= {
+                self.loss_key: result.loss,
+                "optim/grad_norm": result.grad_norm,
+                "optim/lr": rate * self.train.learning_rate,
+            }
             row[peak_memory_gib(self.ranks.device)[0]] = result.peak_memory_gib
             shares = result.measured
         self.state = replace(

@@ -79,12 +79,23 @@ def deepspeed_section(zero: str, clip: float) -> dict:
     }
 
 
+def train_config(dtype: str, clip: float) -> TrainConfig:
+    """Gates have a rate and a decay of their own."""
+    return TrainConfig(
+        max_steps=NUM_STEPS,
+        global_batch_size=4,
+        learning_rate=LEARNING_RATE,
+        gate_learning_rate=3 * LEARNING_RATE,
+        gate_weight_decay=0.02,
+        clip_grad_norm=clip,
+        base_dtype=dtype,
+    )
+
+
 def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torch.Tensor]]:
     """Trains without a break, then once more with a restored engine in the middle."""
     zero, dtype, normalisation, clip, loss, checkpointing = CASES[name]
-    train = TrainConfig(
-        max_steps=NUM_STEPS, global_batch_size=4, learning_rate=LEARNING_RATE, clip_grad_norm=clip, base_dtype=dtype
-    )
+    train = train_config(dtype, clip)
     config = deepspeed_section(zero, clip)
 
     def build(weights: dict[str, torch.Tensor] | None = None) -> object:
@@ -99,7 +110,7 @@ def run_case(name: str, folder: str, ranks: Ranks) -> tuple[dict, dict[str, torc
         for step in range(first, last):
             batches = batches_of_step(step, ranks.rank)
             totals, _ = exchange_totals(batches, None, stop=False, ranks=ranks)
-            set_learning_rate(engine, LEARNING_RATE / (1 + step))
+            set_learning_rate(engine, 1 / (1 + step))
             result = run_step(engine, batches, totals, normalisation, ranks)
             results.append((result.loss, result.grad_norm))
         return results

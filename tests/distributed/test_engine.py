@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.config import MemoryConfig, TrainConfig
 from pipeline.losses.positions import position_weights
+from pipeline.model.loading import load_base
 from pipeline.training.distillation import Distillation
 from pipeline.training.engine import parameter_groups
 from tests.distributed import engine_cases
@@ -39,7 +41,8 @@ def reference(model_folder: Path, case: str) -> tuple[list[tuple[float, float]],
     _, dtype, normalisation, clip, loss, checkpointing = engine_cases.CASES[case]
     module = Distillation(engine_cases.build_model(str(model_folder), dtype, checkpointing), loss, loss_chunk_size=7)
     parameters = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameter_groups(module.model, 0.1), betas=(0.9, 0.95))
+    groups = parameter_groups(module.model, engine_cases.train_config(dtype, clip))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     results = []
     for step in range(engine_cases.NUM_STEPS):
         batches = [b for rank in range(2) for b in engine_cases.batches_of_step(step, rank)]
@@ -54,11 +57,37 @@ def reference(model_folder: Path, case: str) -> tuple[list[tuple[float, float]],
         assert all(p.grad.abs().max() > 0 for p in parameters.values()), "a memory parameter without gradient"
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
         for group in optimizer.param_groups:
-            group["lr"] = engine_cases.LEARNING_RATE / (1 + step)
+            group["lr"] = group["peak"] / (1 + step)
         optimizer.step()
         optimizer.zero_grad()
         results.append((total, norm.item()))
     return results, {n: p.detach() for n, p in parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("cell", "vectors"),
+    [
+        ("gated_delta_net", {"A_log", "dt_bias"}),
+        ("delta_net", set()),
+        ("mamba2", {"A_log", "dt_bias", "dt_proj.bias", "g_proj.bias"}),
+    ],
+)
+def test_gates_have_their_own_rate_and_decay_and_vectors_none(cell, vectors, model):
+    ahn = load_base(
+        str(model), memory=MemoryConfig(cell), window=None, dtype=torch.float32, has_scorer=True, check=False
+    )
+    names = {id(p): name.split(".ahn.fn.")[1] for name, p in ahn.named_parameters() if p.requires_grad}
+    config = TrainConfig(learning_rate=1.0, weight_decay=0.1, gate_learning_rate=2.0, gate_weight_decay=0.2)
+    found: dict[tuple[float, float], set[str]] = {}
+    for group in parameter_groups(ahn, config):
+        for parameter in group["params"]:
+            found.setdefault((group["peak"], group["weight_decay"]), set()).add(names.pop(id(parameter)))
+    assert not names  # each once
+    assert found[1.0, 0.1] == {"o_proj.weight"} and len(found[1.0, 0.0]) == 1
+    assert found.get((2.0, 0.0), set()) == vectors
+    assert {"g_proj.weight"} < found[2.0, 0.2] and all(name.endswith("_proj.weight") for name in found[2.0, 0.2])
+    common = parameter_groups(ahn, TrainConfig(learning_rate=1.0, weight_decay=0.1))
+    assert [(g["peak"], g["weight_decay"]) for g in common] == [(1.0, 0.1), (1.0, 0.0)]
 
 
 @pytest.mark.parametrize("case", engine_cases.CASES)

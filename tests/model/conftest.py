@@ -20,6 +20,7 @@ from transformers import (
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
+from pipeline.model.adapter import adapter_state
 from pipeline.model.loading import load_base
 
 VOCAB = 131
@@ -72,9 +73,8 @@ class Base(NamedTuple):
         model = self.load_untrained(dtype if dtype != torch.float64 else torch.float32, window)
         torch.manual_seed(5)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".ahn." in name:
-                    parameter.normal_(0, 0.5)
+            for tensor in adapter_state(model).values():
+                tensor.normal_(0, 0.5)
         return model.double() if dtype == torch.float64 else model
 
 

@@ -104,8 +104,8 @@ def test_a_scorer_that_was_not_fitted_keeps_a_wider_window(base_of_cell, tokens)
     """All scores equal, the older leave: the same logits as a window that is wider by what is retained, C = 1."""
     model = base_of_cell.load_acting(window=WindowSpec(4, 8, 8))
     for layer in memory_layers(model).values():
-        for parameter in layer.ahn.retention.parameters():
-            parameter.zero_()
+        for buffer in layer.ahn.retention.buffers():
+            buffer.zero_()
     retained = in_chunks(model, tokens, [20, *[1] * 28], window=WindowSpec(4, 8, 8))
     set_window(model, WindowSpec(4, 16))
     torch.testing.assert_close(retained, model(tokens, use_cache=False).logits, rtol=0, atol=TOLERANCE)

@@ -72,6 +72,22 @@ def test_draws_are_uniform_over_budgets_and_over_sinks_of_a_budget():
         assert drawn[pair] / count == pytest.approx(share, abs=5 * math.sqrt(share / count))
 
 
+def test_retained_tokens_are_drawn_last_and_only_where_something_is_still_evicted():
+    plain = WindowConfig(budgets=[32, 64], sinks=[0, 4])
+    config = WindowConfig(budgets=[32, 64], sinks=[0, 4], retained=[0, 8, 40], decision_interval=4)
+    counts = Counter()
+    for index in range(600):
+        before, drawn = draw_window(3, index, 100, plain), draw_window(3, index, 100, config)
+        assert drawn.without_retained == before  # S and R as they were
+        assert drawn.lossless_budget < 100
+        assert drawn.decision_interval == (4 if drawn.num_retained_tokens else 1)
+        counts[drawn.num_sink_tokens + drawn.window_size, drawn.num_retained_tokens] += 1
+        assert draw_window(3, index, 100, WindowConfig(budgets=[32, 64], sinks=[0, 4], retained=[0])) == before
+    assert set(counts) == {(32, 0), (32, 8), (32, 40), (64, 0), (64, 8)}  # 64 + 40 + 3 tokens are more than there are
+    assert all(abs(counts[32, m] - 100) < 40 for m in (0, 8, 40)) and abs(counts[64, 8] - 150) < 40
+    assert draw_window(3, 0, 50, WindowConfig(budgets=[48], sinks=[0], retained=[2])) is None
+
+
 def test_nothing_is_drawn_for_a_document_without_candidates():
     assert draw_window(0, 0, 32, DEFAULT) is None
 

@@ -1,69 +1,122 @@
 """Features of candidates as a forward gives them, and scorers fitted to rates that are known."""
 
+import threading
+
 import torch
 
 from pipeline.ahn.retention_scorer import MIN_MASS, RetentionScorer
 from pipeline.attention.later_mass import later_mass
 from pipeline.attention.received import received_mass
 from pipeline.attention.window import Document, WindowSpec
-from pipeline.training.scorer_features import Candidates, FeatureStore
-from pipeline.training.scorer_fit import fit_scorer
+from pipeline.training.scorer_features import Candidates, FeatureStore, join_candidates
+from pipeline.training.scorer_fit import MAX_ELEMENTS, Fit, fit_scorers
 
 HIDDEN, HEADS, TOKENS = 12, 2, 6000
 
 
-def draw_candidates(generator: torch.Generator, weight: torch.Tensor, mass_weight: torch.Tensor) -> Candidates:
+def draw_candidates(
+    generator: torch.Generator, weight: torch.Tensor, mass_weight: torch.Tensor, count: int = TOKENS
+) -> Candidates:
     """Hidden states far from standardised; masses of as many queries as differ between tokens, exact on average."""
-    hidden = torch.randn(TOKENS, HIDDEN, generator=generator) * torch.linspace(0.1, 4, HIDDEN) + 2
-    received = torch.rand(TOKENS, HEADS, generator=generator) + 0.01
-    counts = torch.randint(1, 60, (TOKENS,), generator=generator).float()
+    hidden = torch.randn(count, HIDDEN, generator=generator) * torch.linspace(0.1, 4, HIDDEN) + 2
+    received = torch.rand(count, HEADS, generator=generator) + 0.01
+    counts = torch.randint(1, 60, (count,), generator=generator).float()
     rate = (hidden @ weight.T + mass_weight * (received + MIN_MASS).log() - 5).exp()
-    noise = torch.empty(TOKENS, HEADS).exponential_(generator=generator)
+    noise = torch.empty(count, HEADS).exponential_(generator=generator)
     return Candidates(hidden, received, counts[:, None] * rate * noise, counts)
+
+
+def draw_rates(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.randn(HEADS, HIDDEN, generator=generator) / torch.linspace(0.1, 4, HIDDEN) * 0.3
+    return weight, torch.tensor([0.5, 0.0])
 
 
 def test_known_rates_are_found_from_noisy_masses() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(HEADS, HIDDEN, generator=generator) / torch.linspace(0.1, 4, HIDDEN) * 0.3
-    mass_weight = torch.tensor([0.5, 0.0])
-    scorer = RetentionScorer(HIDDEN, HEADS)
-    candidates = draw_candidates(generator, weight, mass_weight)
-    before, after = fit_scorer(scorer, candidates, generator, steps=1500)
-    assert after < before
-    fresh = draw_candidates(generator, weight, mass_weight)
-    expected = fresh.hidden @ weight.T + mass_weight * (fresh.received + MIN_MASS).log() - 5
-    scores = scorer(fresh.hidden[None], fresh.received[None])[0]
-    for head in range(HEADS):
-        assert torch.corrcoef(torch.stack([scores[:, head], expected[:, head]]))[0, 1] > 0.98
-    assert (scores - expected).mean().abs() < 0.1  # the level, too: masses were averages of skewed noise
-
-
-def test_ranks_that_average_fit_what_one_process_does() -> None:
-    """Both ranks have the same candidates here, so that their averages are the one's values."""
-    generator = torch.Generator().manual_seed(1)
-    candidates = draw_candidates(generator, torch.zeros(HEADS, HIDDEN), torch.ones(HEADS))
-    fitted = []
-    for average in (lambda x: x, lambda x: torch.stack([x, x]).mean(0)):
+    rates = [draw_rates(generator) for _ in range(3)]
+    fit = fit_scorers([draw_candidates(generator, *rate) for rate in rates])
+    assert (fit.after < fit.before).all() and fit.losses[-1] < fit.losses[0]
+    for values, (weight, mass_weight) in zip(fit.values, rates, strict=True):
         scorer = RetentionScorer(HIDDEN, HEADS)
-        fit_scorer(scorer, candidates, torch.Generator().manual_seed(2), average, steps=20)
-        fitted.append(scorer.state_dict())
-    for name, value in fitted[0].items():
-        assert torch.equal(value, fitted[1][name])
+        scorer.load_state_dict(values)
+        fresh = draw_candidates(generator, weight, mass_weight)
+        expected = fresh.hidden @ weight.T + mass_weight * (fresh.received + MIN_MASS).log() - 5
+        scores = scorer.score(fresh.hidden[None], fresh.received[None])[0]
+        mean = fresh.mass.sum(0) / fresh.counts.sum()
+        best, found, flat = (poisson_loss(fresh, x) for x in (expected, scores, mean.log().expand_as(expected)))
+        assert ((flat - found) > 0.8 * (flat - best)).all() and (flat - best > 0).all()  # the ridge costs the rest
+
+
+def poisson_loss(c: Candidates, scores: torch.Tensor) -> torch.Tensor:
+    return (c.counts[:, None] * scores.exp() - c.mass * scores).mean(0)
+
+
+def test_layers_that_do_not_fit_on_the_device_together_are_fitted_one_after_the_other(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(4)
+    layers = [draw_candidates(generator, *draw_rates(generator), count=500) for _ in range(3)]
+    together = fit_scorers(layers)
+    assert 3 * layers[0].hidden.numel() < MAX_ELEMENTS
+    monkeypatch.setattr("pipeline.training.scorer_fit.MAX_ELEMENTS", layers[0].hidden.numel() + 1)
+    apart = fit_scorers(layers)
+    torch.testing.assert_close(apart.after, together.after, rtol=1e-3, atol=1e-3)
+    assert len(apart.values) == 3
+
+
+def test_ranks_fit_what_one_process_does_however_their_candidates_are_shared_out() -> None:
+    """One of the three ranks has none."""
+    generator = torch.Generator().manual_seed(1)
+    whole = [draw_candidates(generator, *draw_rates(generator), count=900) for _ in range(2)]
+    parts = [slice(0, 250), slice(0, 0), slice(250, None)]
+    meeting, places, results = threading.Barrier(len(parts)), [None] * len(parts), [None] * len(parts)
+
+    def run(rank: int) -> None:
+        def add(x: torch.Tensor) -> torch.Tensor:
+            places[rank] = x
+            meeting.wait(60)
+            total = sum(places[1:], places[0])
+            meeting.wait(60)
+            return total
+
+        results[rank] = fit_scorers([Candidates(*(x[parts[rank]] for x in layer)) for layer in whole], add)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    expected = fit_scorers(whole)
+    for fit in results:
+        check_equal(fit, results[0], rtol=0)
+        torch.testing.assert_close(fit.before, expected.before)
+        torch.testing.assert_close(fit.after, expected.after, rtol=1e-3, atol=1e-3)
+
+
+def check_equal(fit: Fit, expected: Fit, rtol: float) -> None:
+    for found, values in zip(fit.values, expected.values, strict=True):
+        for name, value in values.items():
+            torch.testing.assert_close(found[name], value, rtol=rtol, atol=0)
 
 
 def test_features_are_those_of_each_documents_candidates() -> None:
     generator = torch.Generator().manual_seed(3)
     q, k = (torch.randn(1, heads, 90, 8, generator=generator) for heads in (4, HEADS))
-    hidden, window = torch.randn(1, 90, HIDDEN, generator=generator), WindowSpec(2, 8)
-    documents = [Document(0, 0, 50, None), Document(0, 50, 56, None), Document(0, 56, 90, None)]
-    store = FeatureStore(documents, window, max_tokens=20)
+    hidden, window = torch.randn(1, 90, HIDDEN, generator=generator), WindowSpec(2, 8, 3)
+    documents = [Document(0, 0, 50, window), Document(0, 50, 56, window), Document(0, 56, 90, WindowSpec(1, 4))]
+    store = FeatureStore(documents, max_tokens=25, layers=[5])
+    store.record(4, q, k, k, hidden, 0.3)  # a sliding layer
     store.record(5, q, k, k, hidden, 0.3)
-    first, short, last = store.layers[5]
-    assert len(short.counts) == 0 and 10 < len(first.counts) <= 20 and len(last.counts) > 10
+    found = store.layers[5]
+    assert list(store.layers) == [5]
+    assert 15 < len(found.counts) <= 25
+    assert not torch.isin(hidden[0, 50:56, 0], found.hidden[:, 0]).any()  # nothing of it leaves the window
     part_q, part_k = q[:, :, 56:], k[:, :, 56:]
-    sums, counts = later_mass(part_q, part_k, scale=0.3).beyond(8)
-    chosen = (torch.isin(hidden[0, 56:, 0], last.hidden[:, 0])).nonzero().squeeze(1)
-    assert chosen.min() >= 2 and (counts[chosen] > 0).all()
-    torch.testing.assert_close(last.mass, sums[0].T[chosen])
-    torch.testing.assert_close(last.received, received_mass(part_q, part_k, window, scale=0.3)[0].T[chosen])
-    torch.testing.assert_close(last.counts, counts[chosen].float())
+    sums, counts = later_mass(part_q, part_k, scale=0.3).beyond(4)
+    chosen = (torch.isin(hidden[0, 56:, 0], found.hidden[:, 0])).nonzero().squeeze(1)
+    own = torch.isin(found.hidden[:, 0], hidden[0, 56:, 0])
+    assert len(chosen) > 5 and chosen.min() >= 1 and (counts[chosen] > 0).all()
+    torch.testing.assert_close(found.mass[own], sums[0].T[chosen])
+    received = received_mass(part_q, part_k, WindowSpec(1, 4), scale=0.3)[0].T
+    torch.testing.assert_close(found.received[own], received[chosen])
+    torch.testing.assert_close(found.counts[own], counts[chosen].float())
+    joined = join_candidates([store, FeatureStore([], 25, [5]), store])
+    assert len(joined) == 1 and len(joined[0].counts) == 2 * len(found.counts)
