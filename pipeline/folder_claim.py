@@ -104,6 +104,11 @@ class FolderClaim:
                 return self._taken_over()
         return None
 
+    def check(self) -> None:
+        """Raises `error`, where there is one."""
+        if (error := self.error()) is not None:
+            raise error
+
     def _taken_over(self) -> UserError:
         return UserError(
             f"--output {self._output} was taken over by another run ({_describe(_read(self._path))}), as this one gave "
