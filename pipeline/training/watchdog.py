@@ -6,12 +6,12 @@ needs no interpreter, so also where a thread never lets it go; a rank whose file
 """
 
 import faulthandler
-import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+from pipeline.stop_signals import leave
 from pipeline.training.mpiexec import end_mpiexec
 
 EXIT_HUNG = 86
@@ -71,4 +71,4 @@ class StepWatchdog:
         try:
             end_mpiexec()
         finally:  # other ranks do the same at this time, so that all it looks at may be gone
-            os._exit(EXIT_HUNG)
+            leave(EXIT_HUNG)
