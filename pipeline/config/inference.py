@@ -77,10 +77,17 @@ class MergeConfig:
     base: str | None = None
     """Base model of the adapter. Default: the one that the adapter names."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """dtype of the base's weights. `auto`: the one they are stored in. AHN parameters stay float32."""
+    """dtype of the base in a merged model. `auto`: the one it is stored in. AHN parameters stay float32."""
     check_base: bool = True
     """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
     remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.layout == "merged" or self.dtype == "auto",
+            f"--dtype {self.dtype}: --layout published holds no weights of the base, and memories are float32; leave "
+            f"it out, or choose --layout merged",
+        )
 
 
 @dataclass
