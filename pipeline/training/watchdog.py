@@ -9,6 +9,7 @@ import faulthandler
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.stop_signals import leave
@@ -45,8 +46,9 @@ class StepWatchdog:
         self._closed.set()
         self._thread.join()
         self._stacks.close()
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
+        with suppress(FileNotFoundError):  # somebody has tidied up
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
 
     def _watch(self) -> None:
         pause = min(1.0, self._timeout / 4)
