@@ -21,7 +21,7 @@ from pipeline.evaluation.lm_eval_shares import SharedLM
 from pipeline.evaluation.placement import choose_dtype
 from pipeline.evaluation.positions import trained_positions
 from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
-from pipeline.model.augment import window_of
+from pipeline.model.decoder import window_of
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model, set_window
 from pipeline.tokenizer import load_tokenizer
