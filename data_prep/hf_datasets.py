@@ -174,9 +174,11 @@ class _Spool:
 
     def _line(self, row: dict) -> bytes:
         try:
-            names = [*self._columns, *(name for name in optional_names_of(self._source) if name in row)]
-            values = {name: row.get(name) if name in self._columns else without_nulls(row[name]) for name in names}
-            line = json.dumps(values, ensure_ascii=False)
+            values = {name: row.get(name) for name in self._columns}
+            values |= {name: _beside(row[name]) for name in optional_names_of(self._source) if name in row}
+            # A message may hold fields that nothing reads, of any type.
+            unread = None if self._source.conversations is None else _describe_type
+            line = json.dumps(values, ensure_ascii=False, default=unread)
         except TypeError as error:
             columns = ", ".join(self._columns)
             raise DataError(f"source {self._source.name!r}: columns {columns} hold no text ({error})") from error
@@ -204,3 +206,17 @@ class _Spool:
     @property
     def _state_path(self) -> Path:
         return self._folder / f"{self._source.name}.json"
+
+
+def _beside(value: object) -> object:
+    """The value of a column that is not required, or True in place of one that JSON cannot hold: it is not read."""
+    try:
+        json.dumps(found := without_nulls(value))
+    except (TypeError, ValueError):
+        return True
+    return found
+
+
+def _describe_type(value: object) -> dict[str, str]:
+    """In place of a value that JSON cannot hold; no reader takes it for a text, a number or a list."""
+    return {"no JSON": type(value).__name__}

@@ -48,10 +48,10 @@ from data_prep.summary import describe_counts
 from data_prep.tokenization import resolve_tokenizer
 from data_prep.tokenizer_check import BackendChoice, choose_backend
 from data_prep.units import LEFTOVER_GROUP, LeftoverUnit, PackingSpec, Unit, hash_unit, process_leftovers, process_unit
-from data_prep.workers import OrderedMap
+from data_prep.workers import OrderedMap, watched
 from pipeline.data.shard_format import MANIFEST_DIGEST_NAME, DataError, Manifest
 from pipeline.errors import escape_controls
-from pipeline.folder_claim import OWNER_NAME, claimed_folder
+from pipeline.folder_claim import OWNER_NAME, FolderClaim, claimed_folder
 from pipeline.provenance import describe_start
 
 RECORDED_VERSIONS = ("transformers", "tokenizers", "tiktoken", "numpy", "pyarrow", "fsspec")
@@ -85,6 +85,7 @@ def prepare(sources: Sequence[Source], output: Path, spec: PrepareSpec, run: Ord
 
     Raises:
         DataError: what is wrong with the sources, the tokenizer or the folder, in one line.
+        UserError: another run has the folder, or has taken it over.
     """
     tokenizer = resolve_tokenizer(spec.tokenizer, spec.append_eos, spec.special_tokens_in_text)
     warn_if_longer_than_model(Path(tokenizer.path), spec.packing.seq_len)
@@ -94,8 +95,8 @@ def prepare(sources: Sequence[Source], output: Path, spec: PrepareSpec, run: Ord
     try:
         _check_output(output)
         is_finished = (output / MANIFEST_DIGEST_NAME).is_file()  # and may be on a read-only file system
-        with nullcontext() if is_finished else claimed_folder(output):
-            return _prepare_locked(files, output, spec, documents, run)
+        with nullcontext() if is_finished else claimed_folder(output) as claim:
+            return _prepare_locked(files, output, spec, documents, run, claim)
     except OSError as error:
         raise DataError(f"--output {output} cannot be written ({error}); make room and run again to go on") from error
 
@@ -111,9 +112,15 @@ def _check_output(output: Path) -> None:
 
 
 def _prepare_locked(
-    files: list[SourceInputs], output: Path, spec: PrepareSpec, documents: DocumentSpec, run: OrderedMap
+    files: list[SourceInputs],
+    output: Path,
+    spec: PrepareSpec,
+    documents: DocumentSpec,
+    run: OrderedMap,
+    claim: FolderClaim | None,
 ) -> Manifest:
     started = time.time()
+    run = run if claim is None else watched(run, claim)
     there = load_plan(output)
     finished = (output / MANIFEST_DIGEST_NAME).is_file()
     scratch = output / UNITS_FOLDER
@@ -152,6 +159,7 @@ def _prepare_locked(
         remove_scratch(output)  # or a run with the right settings would be refused here
         reasons = describe_counts(manifest.dropped["documents"])
         raise DataError(f"not one usable document in {len(manifest.inputs)} files (dropped: {reasons})")
+    claim.check()
     remove_temporary_files(output)
     write_run_info(output, _run_info(started, choice, tokenizer_path, receipts, num_reused))
     complete_folder(output, manifest)

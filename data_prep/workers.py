@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.data.shard_format import DataError
 from pipeline.errors import EXIT_INTERRUPTED
+from pipeline.folder_claim import FolderClaim
 
 OrderedMap = Callable[..., Iterator[Any]]
 Result = TypeVar("Result")
@@ -51,6 +52,22 @@ def run_with_mpi(main: Callable[[OrderedMap], Result]) -> Result | None:
             return None if executor is None else _run(main, executor)
     except KeyboardInterrupt:
         MPI.COMM_WORLD.Abort(EXIT_INTERRUPTED)  # the other ranks may be waiting for this one
+
+
+def watched(run: OrderedMap, claim: FolderClaim) -> OrderedMap:
+    """`run` that ends with the claim's error, at the next result, when another run has taken the folder over."""
+
+    def start(function: Callable[..., Any], *tasks: Iterable[Any]) -> Iterator[Any]:
+        results = run(function, *tasks)  # at once: other processes begin
+
+        def watch() -> Iterator[Any]:
+            for result in results:
+                claim.check()
+                yield result
+
+        return watch()
+
+    return start
 
 
 def _run(main: Callable[[OrderedMap], Result], executor: Executor) -> Result:

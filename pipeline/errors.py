@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 
-from pipeline.stop_signals import Interruption
+from pipeline.stop_signals import Interruption, leave
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -66,12 +66,10 @@ def run_cli(main: Callable[[], None], interrupted: str = "ends now") -> None:
     except UserError as error:
         rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
-        # os._exit: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
-        os._exit(EXIT_USER_ERROR)
+        # At once: a rank that waits in a collective would otherwise keep this one in the interpreter's shutdown.
+        leave(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         interruption.end()
     if _has_left_distributed:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)

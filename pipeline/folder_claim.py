@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from threading import Event, Thread
@@ -101,14 +101,17 @@ class FolderClaim:
         """Why this process may not write to the folder any more: a run elsewhere took it for dead, and took over."""
         with suppress(OSError):  # out of reach: a write will say so, if it stays so
             if not self._is_ours():
-                return self._taken_over()
+                return UserError(
+                    f"--output {self._output} was taken over by another run ({_describe(_read(self._path))}), as this "
+                    f"one gave no sign of life for {STALE_S:g} s or its {OWNER_NAME} was removed; it ends without "
+                    f"writing any more"
+                )
         return None
 
-    def _taken_over(self) -> UserError:
-        return UserError(
-            f"--output {self._output} was taken over by another run ({_describe(_read(self._path))}), as this one gave "
-            f"no sign of life for {STALE_S:g} s or its {OWNER_NAME} was removed; it ends without writing any more"
-        )
+    def check(self) -> None:
+        """Raises `error`, where there is one."""
+        if (error := self.error()) is not None:
+            raise error
 
     def release(self) -> None:
         """Gives the folder back; an empty one that this claim made is removed."""
@@ -126,30 +129,19 @@ class FolderClaim:
     def _take(self) -> int:
         while True:
             self._output.mkdir(parents=True, exist_ok=True)
-            try:
+            # Whose it was may remove the record, or all of the folder, at any of these steps.
+            with suppress(FileNotFoundError), ExitStack() as stack:
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # who made the folder has just removed it
-                continue
-            try:
-                lock = take_lock(descriptor)
-                owner = _read(self._path)
+                stack.callback(os.close, descriptor)
+                lock, owner = take_lock(descriptor), _read(self._path)
                 if lock is Lock.TAKEN:
                     raise self._occupied(owner)
-                if self._is_current(descriptor):  # else its owner has just removed it
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
                     if owner is not None and not _is_gone(owner, lock):
                         self._wait_for_silence(owner)
                     self._write(descriptor)
+                    stack.pop_all()
                     return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-    def _is_current(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-        except FileNotFoundError:
-            return False
 
     def _write(self, descriptor: int) -> None:
         content = json.dumps(_describe_process() | {"token": self._token}, indent=1).encode()
@@ -162,6 +154,7 @@ class FolderClaim:
 
         Raises:
             UserError: it gives one.
+            FileNotFoundError: it has ended by itself.
         """
         touched = os.stat(self._path).st_mtime_ns
         silent_until = time.monotonic() + STALE_S - self._age(touched)
@@ -174,9 +167,9 @@ class FolderClaim:
             )
         while time.monotonic() < silent_until:
             time.sleep(POLL_S)
-            # Opened first: that has NFS ask the server for the file's time.
-            if _read(self._path) != owner or os.stat(self._path).st_mtime_ns != touched:
-                raise self._occupied(_read(self._path))
+            found = _read(self._path)  # opened first: that has NFS ask the server for the file's time
+            if os.stat(self._path).st_mtime_ns != touched or found != owner:
+                raise self._occupied(found)
 
     def _age(self, touched_ns: int) -> float:
         """Seconds since then by the clock of the file server, which need not be this host's."""

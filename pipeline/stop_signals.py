@@ -9,10 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Event, Thread
 from types import FrameType
+from typing import NoReturn
 
 UNWIND_S = 5.0  # for the main thread to close files and give back claims; without that, all is as after a kill
+FLUSH_S = 2.0
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -80,7 +83,7 @@ class Interruption:
     def end(self) -> None:
         """To be called when the main thread has unwound."""
         self._answered.wait(UNWIND_S)
-        os._exit(128 + (self._number or signal.SIGINT))
+        leave(128 + (self._number or signal.SIGINT))
 
     def _react(self, number: signal.Signals) -> None:
         if self._number is None:
@@ -98,6 +101,24 @@ class Interruption:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, without the interpreter's shutdown, and with what was printed where it can be written.
+
+    In a thread: who reads a pipe may have stopped, and another thread may hold the stream while it waits for that.
+    """
+    with suppress(RuntimeError):  # no thread to be had
+        flushing = Thread(target=_flush, name="flush", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_S)
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none, whose reader is gone, closed
+            stream.flush()
 
 
 def answer(line: str) -> None:

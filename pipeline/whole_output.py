@@ -4,6 +4,7 @@ safetensors writes files that only their owner may read; others of a group could
 merged model. Standard library only.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -16,14 +17,16 @@ from pipeline.errors import UserError
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder to write to, which becomes `path` at the end; what fails or is killed leaves no `path`.
+    """Gives an empty folder to write to, which becomes `path` at the end; what fails or is killed leaves `path` alone.
 
-    What a killed process has left beside it is removed by the next one.
+    What a killed process has left beside it is removed by the next one. An empty folder at `path` is replaced.
 
     Raises:
         UserError: another process is writing it.
-        OSError: `path` is there already, or cannot be written.
+        OSError: `path` is there already, before anything is written; or it cannot be written.
     """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with _unfinished(path) as folder:
         yield folder
         _give_usual_modes(folder)
@@ -63,7 +66,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink()
+            lock.unlink(missing_ok=True)  # without locks, another writer may have removed it
     finally:
         os.close(descriptor)
 

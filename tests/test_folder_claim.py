@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 import pytest
 
@@ -114,6 +114,18 @@ def test_an_owner_on_another_host_is_refused_while_it_lives_and_then_taken_over(
     with claimed_folder(tmp_path):  # silent for long: no wait, and nothing to say
         assert time.monotonic() - began < 0.5
     assert capsys.readouterr().err == ""
+
+
+def test_an_owner_on_another_host_that_ends_while_it_is_waited_for_leaves_the_folder_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_claim, "POLL_S", 0.05)
+    record = tmp_path / OWNER_NAME
+    record.write_text(json.dumps(ELSEWHERE))
+    ending = Timer(0.3, record.unlink)
+    ending.start()
+    began = time.monotonic()
+    with claimed_folder(tmp_path) as claim:
+        assert claim.error() is None and time.monotonic() - began < 5
+    ending.join()
 
 
 def test_who_was_taken_for_dead_learns_it_and_leaves_the_other_alone(tmp_path, monkeypatch):

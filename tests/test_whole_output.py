@@ -50,6 +50,30 @@ def test_what_fails_leaves_nothing_new_and_the_old_as_it_was(tmp_path):
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_empty_folder_is_replaced_and_what_is_there_refused_before_the_work(tmp_path):
+    (tmp_path / "out").mkdir()
+    for is_first in (True, False):
+        try:
+            with whole_folder(tmp_path / "out") as folder:
+                assert is_first, "the work would be lost"
+                (folder / "x").touch()
+        except FileExistsError:
+            assert not is_first
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileExistsError), whole_folder(tmp_path / "link"):
+        raise AssertionError
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_a_lock_that_another_writer_has_removed_fails_no_finished_work(tmp_path):
+    """As two do on a file system without locks."""
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+        (tmp_path / ".out.lock").unlink()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+
+
 def test_two_writers_of_one_place_do_not_meet(tmp_path):
     with whole_folder(tmp_path / "out") as first:
         (first / "x").write_text("first")

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_prep.inputs import InputFile, open_file_system
 from data_prep.readers.columns import check_schema, holds_json, names_of, optional_names_of
 from data_prep.readers.json_values import RepeatedKey, parse_json
-from data_prep.readers.messages import without_nulls
+from data_prep.readers.messages import IGNORED_ROW_FIELDS, without_nulls
 from data_prep.readers.stored import open_stored
 from data_prep.sources import Source
 
@@ -50,9 +50,10 @@ def read_rows(
     file: InputFile, start: int, end: int | None, first_row: int, source: Source, dropped: Counter[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (row, the columns that the source reads) of row groups or record batches `start` to `end` (None: to the
-    last). What `datasets` stores as JSON is parsed.
+    last). What `datasets` stores as JSON is parsed. Of columns beside the required ones, True stands for a value of a
+    form that is not read.
 
-    Drops: invalid_utf8, value_out_of_range, malformed_json, repeated_key.
+    Drops, for a required column: invalid_utf8, value_out_of_range, malformed_json, repeated_key.
 
     Raises:
         DataError: a column that the source needs is not there or of another type.
@@ -66,7 +67,7 @@ def read_rows(
         for number in range(batch.num_rows):
             try:
                 values = {name: _value(column[number].as_py(), column.type) for name, column in columns}
-                values |= {name: without_nulls(_value(column[number].as_py(), column.type)) for name, column in present}
+                values |= {name: _beside(name, column[number]) for name, column in present}
             except UnicodeDecodeError:
                 dropped["invalid_utf8"] += 1
             except OverflowError:  # a time that Python cannot hold
@@ -80,6 +81,18 @@ def read_rows(
             else:
                 yield row, values
             row += 1
+
+
+def _beside(name: str, scalar: pa.Scalar) -> Any:
+    """The value of a column that is not required; it may be anything, and must not cost the row."""
+    if name in IGNORED_ROW_FIELDS and not holds_json(scalar.type):  # only whether it is there counts
+        return scalar.is_valid or None
+    try:
+        return without_nulls(_value(scalar.as_py(), scalar.type))
+    except (ValueError, OverflowError, RecursionError, RepeatedKey) as error:
+        if isinstance(error, pa.ArrowException):
+            raise
+        return True
 
 
 def _value(value: Any, kind: pa.DataType) -> Any:

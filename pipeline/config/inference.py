@@ -1,5 +1,6 @@
 """Settings of the launchers that use a trained model: generate, merge, account, doctor."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,10 +77,17 @@ class MergeConfig:
     base: str | None = None
     """Base model of the adapter. Default: the one that the adapter names."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """dtype of the base's weights. `auto`: the one they are stored in. AHN parameters stay float32."""
+    """dtype of the base in a merged model. `auto`: the one it is stored in. AHN parameters stay float32."""
     check_base: bool = True
     """Compute that AHN is exact on the base's family, on a small copy of it, and refuse it if not. Once: what passed is
     remembered in $AHN_CACHE_DIR (default: ~/.cache/ahn-pipeline)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.layout == "merged" or self.dtype == "auto",
+            f"--dtype {self.dtype}: --layout published holds no weights of the base, and memories are float32; leave "
+            f"it out, or choose --layout merged",
+        )
 
 
 @dataclass
@@ -105,6 +113,8 @@ class AccountingConfig:
         check_window_flags(self.num_sink_tokens, self.window_size)
         require(self.length >= 1, f"--length: must be >= 1, found {self.length}")
         require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
+        if self.json is not None:
+            check_output_file("--json", self.json)
 
 
 @dataclass
@@ -113,6 +123,9 @@ class DoctorConfig:
 
     output: Path = Path("doctor.html")
     """HTML page to write."""
+
+    def __post_init__(self) -> None:
+        check_output_file("--output", self.output)
 
 
 @dataclass
@@ -123,6 +136,17 @@ class FamiliesConfig:
     """Only these model types. Default: all that AutoModelForCausalLM knows."""
     output: Path = Path("families.md")
     """Markdown table to write."""
+
+    def __post_init__(self) -> None:
+        check_output_file("--output", self.output)
+
+
+def check_output_file(flag: str, path: Path) -> None:
+    """Refuses a file that could not be written once the work is done."""
+    require(not path.is_dir(), f"{flag} {path}: is a folder; name a file")
+    require(path.parent.is_dir(), f"{flag} {path}: there is no folder {path.parent}; make it, or name another file")
+    is_writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    require(is_writable, f"{flag} {path}: cannot be written; name a file that can")
 
 
 def check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:

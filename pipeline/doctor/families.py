@@ -126,7 +126,7 @@ def format_table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    config = parse_cli(FamiliesConfig)
+    config = parse_cli(FamiliesConfig, prog="python -m pipeline.doctor.families")
     known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     unknown = sorted(set(config.families) - set(known))
     if unknown:

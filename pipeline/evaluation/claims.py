@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.evaluation.writing import writes_to
-from pipeline.folder_claim import Lock, claimed_folder, take_lock
+from pipeline.folder_claim import FolderClaim, Lock, claimed_folder, take_lock
 
 
 def make_folder(output: Path) -> Path:
@@ -25,8 +25,8 @@ def make_folder(output: Path) -> Path:
 
 
 @contextmanager
-def claimed(output: Path, rank: int) -> Iterator[None]:
-    """While the block runs, no other process measures in `output` as this rank.
+def claimed(output: Path, rank: int) -> Iterator[FolderClaim | None]:
+    """While the block runs, no other process measures in `output` as this rank; rank 0 gets the claim.
 
     Rank 0 does not wait for another, so that only one evaluation runs there. The other ranks do: were they refused, two
     evaluations that start at once could end each other, and a process that outlived its launcher the next start.
@@ -35,8 +35,9 @@ def claimed(output: Path, rank: int) -> Iterator[None]:
         UserError: rank 0 of another evaluation is running, or `output` cannot be written.
     """
     with ExitStack() as stack:
+        claim = None
         if rank == 0:
-            stack.enter_context(claimed_folder(output))
+            claim = stack.enter_context(claimed_folder(output))
             make_folder(output)
         else:
             descriptor = stack.enter_context(_opened(output, make_folder(output) / f"rank-{rank}.lock"))
@@ -47,7 +48,7 @@ def claimed(output: Path, rank: int) -> Iterator[None]:
                     flush=True,
                 )
                 take_lock(descriptor, wait=True)
-        yield
+        yield claim
 
 
 @contextmanager

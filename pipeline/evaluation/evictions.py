@@ -31,10 +31,19 @@ def describe_evictions(found: Mapping[str, Any]) -> str:
     """What `summarise_evictions` found, in a sentence."""
     if found["max"] == 0:
         return NOTHING
+    mean = "less than 1" if found["mean"] <= 0.5 else f"{found['mean']:,.0f}"
     return (
         f"By the end of its prompt, sinks + window have evicted {found['min']:,} to {found['max']:,} tokens, "
-        f"{found['mean']:,.0f} on average; {found['share']:.0%} of the prompts evict any."
+        f"{mean} on average; {_percentage(found['share'])} of the prompts evict any."
     )
+
+
+def _percentage(share: float) -> str:
+    """Rounded, but neither to none nor to all where it is some."""
+    rounded = f"{share:.0%}"
+    if rounded == "0%" and share > 0:
+        return "less than 1%"
+    return "more than 99%" if rounded == "100%" and share < 1 else rounded
 
 
 def require_evictions(flag: str, longest: int, window: WindowSpec, variants: Collection[Variant]) -> None:

@@ -21,7 +21,7 @@ from pipeline.evaluation.lm_eval_shares import SharedLM
 from pipeline.evaluation.placement import choose_dtype
 from pipeline.evaluation.positions import trained_positions
 from pipeline.evaluation.shared_prefix import read_prefixes, to_ids
-from pipeline.model.augment import window_of
+from pipeline.model.decoder import window_of
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model, set_window
 from pipeline.tokenizer import load_tokenizer
@@ -138,7 +138,7 @@ class HippocampusLM(SharedLM):
             context_tokens = self.fit(context_tokens, room, request)
             self.count_read(request, len(context_tokens) + len(tokens) - 1)
             fitted.append(((context, continuation), context_tokens, tokens))
-        self.warn_without_evictions(requests)
+        self.warn_without_evictions()
         return self._loglikelihood_tokens(fitted, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -146,7 +146,7 @@ class HippocampusLM(SharedLM):
         for request in requests:
             self.counts.requests[request.task_name] += 1
             self.count_read(request, min(len(self.tok_encode(request.args[0])), self.max_length))
-        self.warn_without_evictions(requests)
+        self.warn_without_evictions()
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
     @torch.no_grad()
@@ -200,7 +200,7 @@ class HippocampusLM(SharedLM):
             self.count_read(request, len(tokens), kwargs["max_gen_toks"])
             prompts.append(np.array(tokens, np.int32))
             settings.append(kwargs)
-        self.warn_without_evictions(requests)
+        self.warn_without_evictions()
         answers = [""] * len(requests)
         ends = [len(tokens) - 1 for tokens in prompts]
         with tqdm(total=len(requests), desc="generate", disable=disable_tqdm or self.rank != 0, delay=5) as progress:

@@ -1,7 +1,8 @@
 """A model of lm-eval's in several processes: each takes its share of every task's examples, and all is counted."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class SharedLM(HFLM):
         super().__init__(*arguments, **options)
         self.counts = RequestCounts()
         self._counts_of_ranks: list[RequestCounts] = []
+        self._told: Counter[tuple[str, int]] = Counter()  # what was counted when evictions were last looked at
         if dist.is_initialized():
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
@@ -56,12 +58,13 @@ class SharedLM(HFLM):
         return tensor.repeat(self.world_size)
 
     def barrier(self) -> None:
-        """Waits for all ranks, and has each know the others' counts."""
+        """Waits for all ranks, has each know the others' counts, and says if none of their requests evicted any."""
         if self.world_size > 1:
             counts: list[Any] = [None] * self.world_size
             with collective():
                 dist.all_gather_object(counts, self.counts)
             self._counts_of_ranks = counts
+            self._tell_evictions()
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """As lm-eval's."""
@@ -88,8 +91,14 @@ class SharedLM(HFLM):
         elif self.positions is not None:
             self.counts.beyond[request.task_name] += length + num_new > self.positions
 
-    def warn_without_evictions(self, requests: Sequence[Instance]) -> None:
-        """Says, before any of them is read, that they evict nothing."""
-        evicted = (n for task, n in self.counts.evicted if task in {request.task_name for request in requests})
-        if self.window is not None and self.rank == 0 and max(evicted, default=1) == 0:
+    def warn_without_evictions(self) -> None:
+        """Says, before the requests just counted are read, that they evict nothing; of several processes, which may
+        have all their answers from --use_cache and not come here, the barrier after the requests says it."""
+        if self.world_size == 1:
+            self._tell_evictions()
+
+    def _tell_evictions(self) -> None:
+        evicted = self.count_all().evicted
+        new, self._told = evicted - self._told, evicted
+        if self.rank == 0 and max((number for _, number in new), default=1) == 0:
             logger.warning("%s (%s)", NOTHING, self.window)

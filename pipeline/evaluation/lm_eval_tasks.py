@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.evaluation import paper_longbench
@@ -17,7 +17,7 @@ from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
 from pipeline.evaluation.positions import trained_positions
-from pipeline.model.files import is_published_id, resolve_model
+from pipeline.model.files import ModelFiles, is_published_id, resolve_model
 from pipeline.tokenizer import load_tokenizer
 
 LONGBENCH = set(paper_longbench.TASKS.values())
@@ -74,7 +74,8 @@ class LocalTasks(Tasks):
         """Names of those asked for, with wildcards. lm-eval asks before it loads the model.
 
         Raises:
-            UserError: there is no such task, or LV-Eval's or InfiniteBench's files are missing.
+            UserError: there is no such task, LV-Eval's or InfiniteBench's files are missing, or a task cuts its prompts
+                with the tokenizer of a model and none is named.
             DataError: an archive is damaged.
         """
         names = super().match_tasks(task_list)
@@ -82,6 +83,8 @@ class LocalTasks(Tasks):
             if not Path(asked).exists():  # lm-eval takes folders and files of tasks, too
                 raise no_such_task(asked)
         for name in names:
+            if name in (LVEVAL.name, *LVEVAL_TASKS, paper_longbench.GROUP, *paper_longbench.TASKS):
+                self._require_model(name)
             if name in (LVEVAL.name, *LVEVAL_TASKS):
                 locate_tasks(LVEVAL, _lveval_specs(name), self._root(name))
             elif name.split("_")[0] == lm_eval_variant.GROUP:
@@ -127,18 +130,17 @@ class LocalTasks(Tasks):
 
     def _build_paper_longbench(self, name: str) -> list[Task | Group]:
         chosen = [name] if name in paper_longbench.TASKS else list(paper_longbench.TASKS)
-        files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
+        files, tokenizer = self._model(name)
         group = paper_longbench.paper_longbench_group(
             {task: super(LocalTasks, self)._build(paper_longbench.TASKS[task])[0] for task in chosen},
-            load_tokenizer(self._arguments["tokenizer"]),
+            tokenizer,
             files.choose_window(self._arguments.get("num_sink_tokens"), self._arguments.get("window_size")),
             apply_chat_template=self._apply_chat_template,
         )
         return list(group) if name in paper_longbench.TASKS else [group]
 
     def _build_lveval(self, name: str) -> list[Task | Group]:
-        files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
-        tokenizer = load_tokenizer(self._arguments["tokenizer"])
+        files, tokenizer = self._model(name)
         max_length = self._arguments.get("max_length")
         if max_length is None and files.kind == "base":
             max_length = trained_positions(AutoConfig.from_pretrained(files.folder))
@@ -150,6 +152,18 @@ class LocalTasks(Tasks):
             apply_chat_template=self._apply_chat_template,
         )
         return [group] if name == LVEVAL.name else list(group)
+
+    def _require_model(self, name: str) -> None:
+        if "pretrained" not in self._arguments:
+            raise UserError(
+                f"--tasks {name}: its prompts are cut with a model's tokenizer, and --model_args names no model; give "
+                f"--model_args pretrained=FOLDER, also for a --model that reads none"
+            )
+
+    def _model(self, name: str) -> tuple[ModelFiles, PreTrainedTokenizerBase]:
+        self._require_model(name)
+        files = resolve_model(Path(self._arguments["pretrained"]), self._arguments.get("base"))
+        return files, load_tokenizer(self._arguments.get("tokenizer", files.tokenizer))
 
     def _root(self, name: str) -> Path:
         if self._data_root is None:

@@ -42,8 +42,9 @@ def paper_longbench_group(
     *,
     apply_chat_template: bool,
 ) -> Group:
-    """The group `paper_longbench`, or those of its tasks that are there. Each has the metrics `score`, of which the
-    group has the mean over tasks, and `truncated`, the number of prompts that lost their beginning.
+    """The group `paper_longbench`, or those of its tasks that are there, each labelled with what the run has otherwise
+    than the paper. Each has the metrics `score`, of which the group has the mean over tasks, and `truncated`, the
+    number of prompts that lost their beginning.
 
     Args:
         originals: lm-eval's tasks by our names.
@@ -52,10 +53,10 @@ def paper_longbench_group(
         apply_chat_template: whether lm-eval will wrap prompts.
     """
     score = AggMetricConfig(metric="score", aggregation="mean", weight_by_size=False)
-    label = f"{GROUP}{_describe_differences(window, apply_chat_template)}"
-    group = Group(GROUP, alias=label, aggregate_metric_list=[score], metadata={"version": 1})
+    differences = _describe_differences(window, apply_chat_template)
+    group = Group(GROUP, alias=f"{GROUP}{differences}", aggregate_metric_list=[score], metadata={"version": 1})
     for name, original in originals.items():
-        group.add(_build_task(name, original, tokenizer))
+        group.add(_build_task(name, original, tokenizer, f"{name}{differences}"))
     return group
 
 
@@ -77,7 +78,9 @@ def fit_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, new_tokens: int)
     return tokenizer.decode(tokens[-(MAX_PROMPT_TOKENS - new_tokens) :], skip_special_tokens=True)
 
 
-def _build_task(name: str, original: ConfigurableTask, tokenizer: PreTrainedTokenizerBase) -> ConfigurableTask:
+def _build_task(
+    name: str, original: ConfigurableTask, tokenizer: PreTrainedTokenizerBase, label: str
+) -> ConfigurableTask:
     new_tokens, rows = NEW_TOKENS[name.removeprefix(f"{GROUP}_")], []
     for doc in original.eval_docs:
         whole = original.doc_to_text(doc)
@@ -91,6 +94,7 @@ def _build_task(name: str, original: ConfigurableTask, tokenizer: PreTrainedToke
 
     config = {
         "task": name,
+        "task_alias": label,  # a task that is asked for alone has no group to say it
         "custom_dataset": dataset,
         "test_split": "test",
         "output_type": "generate_until",

@@ -12,7 +12,10 @@ from pipeline.evaluation.evictions import FULL
 def trained_positions(config: PretrainedConfig) -> int | None:
     """The base's max_position_embeddings, or what the YaRN of its config extends them to; None if it has none.
 
-    Llama 3's scaling has an original length and a factor, too; its max_position_embeddings are the extended ones.
+    Llama 3's scaling has an original length and a factor, too; its max_position_embeddings are the extended ones. Of
+    linear scaling, which has a factor alone, a config does not say which they are: the extended ones in deepseek-coder
+    and Gemma 3, the original ones in Vicuna 16k. They are taken as they stand: too small a number cuts prompts, which
+    is told and which max_length sets right; too large a one would give scores beyond what was trained without a word.
 
     Args:
         config: of the whole model.

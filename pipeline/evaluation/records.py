@@ -19,6 +19,7 @@ from pipeline.evaluation.claims import make_folder
 from pipeline.evaluation.settings import settle
 from pipeline.evaluation.suite import Record
 from pipeline.evaluation.writing import writes_to
+from pipeline.folder_claim import FolderClaim
 
 
 class EvaluationFolder:
@@ -29,13 +30,22 @@ class EvaluationFolder:
 
     Args:
         common: what determines all numbers; `suites`: what determines those of each, by suite.
+        claim: of the folder, on rank 0; None leaves two evaluations apart to the caller.
 
     Raises:
         UserError: it cannot be written or read, is damaged, or holds the records of an evaluation with other settings.
     """
 
-    def __init__(self, path: Path, rank: int, common: dict[str, Any], suites: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rank: int,
+        common: dict[str, Any],
+        suites: dict[str, dict[str, Any]],
+        claim: FolderClaim | None = None,
+    ) -> None:
         self.path = path
+        self._claim = claim
         self._is_first = rank == 0
         self._folder = make_folder(path)
         self._own = self._folder / f"rank-{rank}.jsonl"
@@ -54,6 +64,15 @@ class EvaluationFolder:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
 
+    def check_claim(self) -> None:
+        """Ends an evaluation that another one, elsewhere, has taken for dead and goes on with.
+
+        Raises:
+            UserError: there is one.
+        """
+        if self._claim is not None:
+            self._claim.check()
+
     def has(self, suite: str, key: str) -> bool:
         return (suite, key) in self.records
 
@@ -61,7 +80,7 @@ class EvaluationFolder:
         """Adds one line, on disk on return, with what it took.
 
         Raises:
-            UserError: it cannot be written, or holds numbers that are not finite.
+            UserError: it cannot be written, holds numbers that are not finite, or another evaluation has the folder.
         """
         entry = {"suite": suite, "key": key, "seconds": round(seconds, 3), "peak_rss_gib": round(peak_rss_gib, 3)}
         try:
@@ -71,6 +90,7 @@ class EvaluationFolder:
                 f"--model: {suite} {key} gave numbers that are not finite; its weights may hold NaN, or --dtype is too "
                 f"narrow for them"
             ) from error
+        self.check_claim()
         with writes_to(self.path), self._own.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()

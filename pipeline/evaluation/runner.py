@@ -36,7 +36,8 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
 
     Raises:
         UserError: no suite has anything to measure, the model cannot be loaded, memory does not suffice, or --output
-            cannot be written, is damaged, holds an evaluation of something else, or another is running there.
+            cannot be written, is damaged, holds an evaluation of something else, or another is running there or has
+            taken it over.
     """
     work = [(suite, unit) for suite in suites for unit in suite.units()]
     unmeasured = find_unmeasured(inputs, suites, work, ranks)
@@ -53,8 +54,8 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         "evicted": "counted",
     }
     settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
-    with claimed(config.output, ranks.rank):
-        folder = EvaluationFolder(config.output, ranks.rank, common, settings)
+    with claimed(config.output, ranks.rank) as claim:
+        folder = EvaluationFolder(config.output, ranks.rank, common, settings, claim)
         if ranks.rank == 0:
             note_start(config.output)
         share = [(suite, unit) for suite, unit in share_of(work, ranks) if not folder.has(suite.name, unit.key)]
@@ -72,6 +73,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         for suite in suites:
             records = {unit.key: folder.records[suite.name, unit.key] for s, unit in work if s is suite}
             results.append(SuiteResult(suite, records, unmeasured.get(suite.name, "")))
+        folder.check_claim()
         return write_report(folder.path, results, facts, curve)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from pipeline.model.augment import window_of
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.decoder import window_of
 
 
 def read_prefixes(

@@ -23,13 +23,14 @@ def wait_for_all(
     that is believed: what an earlier start has left there is gone by then.
 
     Raises:
-        UserError: another process has failed.
+        UserError: another process has failed, or another evaluation has taken the folder over.
     """
     count, started = finished_counter(work, folder), time.monotonic()
     shown = {"desc": "waiting for other ranks", "unit": "unit", "delay": 1, "mininterval": SECONDS_BETWEEN_LINES}
     with tqdm(total=len(work), initial=count(), **shown) as bar:
         while bar.n < len(work):
             time.sleep(POLL_SECONDS)
+            folder.check_claim()
             folder.refresh()
             bar.update(count() - bar.n)
             if bar.n < len(work) and time.monotonic() - started > patience:

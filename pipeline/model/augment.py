@@ -2,36 +2,28 @@
 
 `ahn_model_class(Base)` makes a subclass of a CausalLM class: each decoder layer with full attention gets a child
 `ahn`, each attention module a hook that hands the memory and the layer's hidden states to `hybrid_attention`. Layers
-in which the base itself has a sliding window stay as they are. Its config class is the base's with one more field,
-`ahn` = {"cell", "init", "has_scorer"} and the fields of a WindowSpec, and model_type "ahn_<base>".
+in which the base itself has a sliding window stay as they are. The decoder's forward is decoder.py's. The config class
+is the base's with one more field, `ahn` = {"cell", "init", "has_scorer"} and the fields of a WindowSpec, and model_type
+"ahn_<base>".
 
 A base is loaded as its own class and becomes an AHN model in place (`augment`), so that whatever transformers keys on
 a class or a model type while it reads weights is the base's own. Merged folders are read as AHN classes.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
 
-from pipeline.ahn.base import MemoryCell
 from pipeline.ahn.build import Memory
-from pipeline.attention.window import Document, WindowSpec
 from pipeline.errors import UserError
-from pipeline.model.cache import HippocampusCache
 from pipeline.model.conversions import adopt_conversions
-from pipeline.model.fixed_choices import OwnAttention, OwnAttentionConfig, OwnCache
+from pipeline.model.decoder import AHNDecoder, AHNInit, as_hippocampus_cache
+from pipeline.model.fixed_choices import OwnAttentionConfig, OwnCache
 from pipeline.model.handed_memory import hand_to_attention
-from pipeline.model.packed_rows import RowArguments, packed_documents
-from pipeline.model.plan import DocumentPlan, documents_of_mask
-from pipeline.model.prefix import PrefixStore, Recorder
-from pipeline.model.sequence_shard import SequenceShard
 from pipeline.model.supported import UnsupportedModelError, check_supported, family_of, sliding_windows
 
 PREFIX = "ahn_"
@@ -46,113 +38,7 @@ DEFAULT_AHN = {
 }
 
 
-def window_of(config: PretrainedConfig) -> WindowSpec:
-    """The window that a model uses where a call does not say another."""
-    return WindowSpec(**{field.name: config.ahn[field.name] for field in fields(WindowSpec)})
-
-
-class _AHNInit(OwnAttention):
-    """Initialises memories where transformers finds no weights for them (global RNG, as it does for its own)."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MemoryCell):
-            parameters = dict(module.named_parameters())
-            for name, value in module.initial_values(torch.default_generator).items():
-                init.copy_(parameters[name], value)
-
-
-class _AHNDecoder(_AHNInit):
-    """Mixed into the inner decoder: turns masks, documents and caches into a plan for the layers."""
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        documents: Sequence[Document] | None = None,
-        use_memory: bool = True,
-        prefixes: PrefixStore | None = None,
-        record: Recorder | None = None,
-        shard: SequenceShard | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As the base's forward, and:
-
-        documents: who sees whom in a batch [B, T] without a cache; default: with the config's window, documents as
-            position_ids that start again, cu_seq_lens_q and cu_seq_lens_k or seq_idx say (packed_rows.py), else one a
-            row, as attention_mask (left or right padding) says. A document with window None gets full attention.
-        use_memory: False leaves the memory out: plain sinks + window.
-        prefixes: for documents of which the row holds only what comes after their lossless prefix.
-        record: takes what it wants of each layer from this forward.
-        shard: input_ids and position_ids [1, n] are this rank's part of the one row that `documents` describe.
-
-        Raises:
-            ValueError: documents with a cache, a cache of another kind, a mask of another form, arguments that
-                contradict each other about where documents begin.
-        """
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(f"AHN models take an attention_mask [batch, tokens], found {list(attention_mask.shape)}")
-        may_cache = not (torch.is_grad_enabled() and self._is_trained())
-        arguments = RowArguments.take(kwargs)
-        if documents is None:
-            cached = past_key_values is not None or bool(use_cache and may_cache)
-            where = position_ids, attention_mask, tuple(tokens.shape[:2]), window_of(self.config)
-            documents = packed_documents(arguments, *where, cached=cached)
-        else:
-            arguments.refuse_beside_documents()
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        use_cache = use_cache and may_cache and documents is None
-        if use_cache or past_key_values is not None:
-            if documents is not None or not use_memory:
-                raise ValueError("`documents` and `use_memory=False` are for forwards without a cache")
-            plan = past_key_values = _as_hippocampus_cache(past_key_values, self.config)
-            padding = plan.set_padding(attention_mask, tokens.shape[1])
-            if padding is not None and position_ids is None:
-                position_ids = plan.padded_position_ids(padding, tokens.shape[1])
-        else:
-            documents = self._documents(tokens, attention_mask) if documents is None else documents
-            size = tokens.shape[:2] if shard is None else (1, shard.num_tokens)
-            options = {"use_memory": use_memory, "prefixes": prefixes, "record": record, "shard": shard}
-            plan = DocumentPlan(documents, *size, **options)
-            if position_ids is None:
-                position_ids = plan.position_ids(tokens.device)
-                position_ids = position_ids if shard is None else position_ids[:, shard.own]
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=None,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            ahn_plan=plan,
-            **kwargs,
-        )
-
-    def _is_trained(self) -> bool:
-        """Whether its memories are in training mode, in which a frozen decoder is not."""
-        return any(module.training for module in self.modules() if isinstance(module, MemoryCell))
-
-    def _documents(self, tokens: Tensor, attention_mask: Tensor | None) -> list[Document]:
-        window = window_of(self.config)
-        if attention_mask is not None:
-            return documents_of_mask(attention_mask, window)
-        return [Document(row, 0, tokens.shape[1], window) for row in range(tokens.shape[0])]
-
-
-def _as_hippocampus_cache(cache: Cache | None, config: PretrainedConfig) -> HippocampusCache:
-    if isinstance(cache, HippocampusCache):
-        return cache
-    if cache is not None and not (isinstance(cache, DynamicCache) and cache.get_seq_length() == 0):
-        raise ValueError(f"AHN models need a HippocampusCache as past_key_values, found {type(cache).__name__}")
-    return HippocampusCache(config, window_of(config))
-
-
-class _AHNCausalLM(OwnCache, _AHNInit):
+class _AHNCausalLM(OwnCache, AHNInit):
     """Mixed into the CausalLM: builds the memories, and `generate` gets the right cache."""
 
     _keep_in_fp32_modules_strict = ["ahn"]  # noqa: RUF012 (transformers' own idiom)
@@ -184,7 +70,7 @@ class _AHNCausalLM(OwnCache, _AHNInit):
     ) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is not None:
-            cache = _as_hippocampus_cache(model_kwargs["past_key_values"], self.config)
+            cache = as_hippocampus_cache(model_kwargs["past_key_values"], self.config)
             model_kwargs["past_key_values"] = cache
 
 
@@ -259,7 +145,7 @@ def _attach_memories(model: PreTrainedModel, config: PretrainedConfig) -> None:
 
 @functools.cache
 def _decoder_class(base: type[nn.Module]) -> type[nn.Module]:
-    decoder_class = type(f"AHN{base.__name__}", (_AHNDecoder, base), {"__module__": __name__})
+    decoder_class = type(f"AHN{base.__name__}", (AHNDecoder, base), {"__module__": __name__})
     adopt_conversions(base.__name__, decoder_class.__name__)
     return decoder_class
 

@@ -37,7 +37,8 @@ from pipeline.model.supported import UnsupportedModelError, causal_lm_class, che
 from pipeline.remembered import digest_of, recall, remember
 
 WINDOW = WindowSpec(num_sink_tokens=2, window_size=10)
-NUM_TOKENS = 24
+PARTS = (7, 8, 1, 1, 2, 5)
+NUM_TOKENS = sum(PARTS)
 TOLERANCE = 1e-9
 """Of the largest logit, in float64, where the base itself is as exact as that."""
 MAX_ROUNDING = 1e-5
@@ -166,12 +167,8 @@ def _dense_masks(windows: tuple[int | None, ...], length: int) -> Tensor | dict[
 
 def _read_in_parts(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:
     """Logits of the same tokens with a cache: parts within and across the budget, single tokens, and a part after."""
-    logits, start = [], 0
-    for length in (7, 8, 1, 1, 2, NUM_TOKENS):
-        part = tokens[:, start : start + length]
-        logits.append(model(part, past_key_values=cache, use_cache=True).logits)
-        start += part.shape[1]
-    return torch.cat(logits, 1)
+    parts = tokens.split(PARTS, dim=1)
+    return torch.cat([model(part, past_key_values=cache, use_cache=True).logits for part in parts], 1)
 
 
 def _padded(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """An adapter in other forms: merged with its base, or in the layout of the published checkpoints."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +32,13 @@ def merge_adapter(
     stored in), memories in float32.
 
     Raises:
-        UserError: as `load_adapter`; `output` already there, or it cannot be written.
+        UserError: as `load_adapter`; a file of the base cannot be read; `output` is there, or cannot be written.
     """
     base = base or read_adapter(adapter)[0]["base_model"]
     dtype = dtype or load_config(base).dtype or torch.float32
     with _writing(output), whole_folder(output) as unfinished:
-        model = load_adapter(adapter, dtype=dtype, base=base, check=check)
+        with _reading(base):
+            model = load_adapter(adapter, dtype=dtype, base=base, check=check)
         model.save_pretrained(unfinished)
         if not _copy_tokenizer(base, unfinished):
             logger.warning("%s has no tokenizer, so %s has none either", base, output)
@@ -68,8 +68,22 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-        raise UserError(f"--output {output} cannot be written: {reason}") from error
+        raise UserError(f"--output {output} cannot be written: {_reason(error)}") from error
+
+
+@contextmanager
+def _reading(base: str) -> Iterator[None]:
+    """Around what only reads: the error is not about the output."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        named = getattr(error, "filename", None)
+        where = f"{named} of the base {base}" if named else f"the base {base}"
+        raise UserError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
 
 
 def _copy_tokenizer(base: str, folder: Path) -> bool:
@@ -77,7 +91,11 @@ def _copy_tokenizer(base: str, folder: Path) -> bool:
 
     As they are: what transformers makes of one, and would save, has been seen to be another tokenizer.
     """
-    source = Path(base) if Path(base).is_dir() else Path(snapshot_download(base, allow_patterns=list(_TOKENIZER_FILES)))
-    for file in {file for name in _TOKENIZER_FILES for file in source.glob(name)}:
-        shutil.copyfile(file, folder / file.name)
+    with _reading(base):
+        is_local = Path(base).is_dir()
+        source = Path(base if is_local else snapshot_download(base, allow_patterns=list(_TOKENIZER_FILES)))
+        files = {file for name in _TOKENIZER_FILES for file in source.glob(name)}
+        contents = {file.name: file.read_bytes() for file in files}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
     return any(next(folder.glob(name), None) for name in _VOCABULARIES)

@@ -16,7 +16,8 @@ ADAPTER_WEIGHTS = "model.safetensors"
 PUBLISHED_WINDOW = WindowSpec(num_sink_tokens=128, window_size=32640)
 MAX_WEIGHTS_HEADER = 100_000_000  # that safetensors itself reads
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # what models and tokenizers are read from
+FETCHED = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What models and tokenizers are read from; other *.safetensors are a second copy (Mistral's consolidated ones)."""
 
 
 @dataclass(frozen=True)

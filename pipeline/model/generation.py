@@ -7,8 +7,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
-from pipeline.model.augment import window_of
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.decoder import window_of
 
 
 @torch.no_grad()

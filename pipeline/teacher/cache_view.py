@@ -41,6 +41,7 @@ from pipeline.tokenizer import fingerprint, load_tokenizer
 
 ShowToken = Callable[[int], str]
 MAX_RANGES = 8
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,13 @@ def load_token_texts(info_sha256: str, tokenizer: Path) -> ShowToken:
     Raises:
         DataError: no tokenizer there, or another one.
     """
-    path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    path = tokenizer if tokenizer.name == TOKENIZER_FILE and tokenizer.is_file() else tokenizer / TOKENIZER_FILE
+    if tokenizer.is_file() and path != tokenizer:  # transformers looks for this name, and for others beside it
+        raise DataError(
+            f"--tokenizer {tokenizer}: a tokenizer is read as {TOKENIZER_FILE}; name the folder that has it"
+        )
     if not path.is_file():
-        raise DataError(f"--tokenizer {tokenizer}: there is no {path}; name a folder with tokenizer.json")
+        raise DataError(f"--tokenizer {tokenizer}: there is no {path}; name a folder with {TOKENIZER_FILE}")
     loaded = load_tokenizer(str(path.parent), "--tokenizer")
     found = fingerprint(loaded, path)
     if found != info_sha256:

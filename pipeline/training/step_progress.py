@@ -29,7 +29,7 @@ class StepProgress:
 
     def __init__(self, num_steps: int, step: int, num_micro_batches: int, stop: StopFlag, ranks: Ranks) -> None:
         self._ranks, self._stop = ranks, stop
-        self._step, self._num_micro_batches = step, num_micro_batches
+        self._num_steps, self._step, self._num_micro_batches = num_steps, step, num_micro_batches
         self._stride, self._micro_batch_s, self._done, self._since = 1, 0.0, 0, time.monotonic()
         self._is_terminal, self._loss, self._is_within = sys.stderr.isatty(), "", False
         self._bar = tqdm(total=num_steps, initial=step, desc="train", unit="step", disable=not ranks.is_main)
@@ -76,12 +76,16 @@ class StepProgress:
         self._bar.update()
 
     def describe(self) -> str:
-        """What a stop does now, and when."""
+        """What a stop does now, and when. From the end of the last step on there is nothing left to stop."""
+        if self._step == self._num_steps:
+            return "all steps are done: saves its state and exits with 0"
         if not self._is_within:
             return f"stops before step {self._step + 1}, saves its state and exits with {EXIT_STOPPED}"
         due = min((self._done // self._stride + 1) * self._stride, self._num_micro_batches)
         seconds = (due - self._done) * self._micro_batch_s - (time.monotonic() - self._since)
         about = f", in about {max(1.0, seconds):.0f} s" if self._micro_batch_s else ""
+        if due == self._num_micro_batches and self._step + 1 == self._num_steps:
+            return f"finishes step {self._num_steps}, the last{about}, saves its state and exits with 0"
         if due == self._num_micro_batches:
             return f"stops after step {self._step + 1}{about}, saves its state and exits with {EXIT_STOPPED}"
         return (

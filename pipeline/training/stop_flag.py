@@ -5,13 +5,12 @@ with a line. The trainer looks at the flag between steps and, within long ones, 
 on it, save a checkpoint and exit with EXIT_STOPPED, which tells the job script to queue again.
 """
 
-import os
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
 
-from pipeline.stop_signals import answer, is_first_rank, listen
+from pipeline.stop_signals import answer, is_first_rank, leave, listen
 
 EXIT_STOPPED = 85
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -43,7 +42,7 @@ class StopFlag:
             if self.describe is None:
                 kept = "this start has trained nothing yet, checkpoints are as they were"
             self._say(number, f"ends at once; {kept}")
-            os._exit(128 + number)
+            leave(128 + number)
         if before is None:
             self._requested_at = now
             begins = "it begins, saves and exits with 85 before its first step"

@@ -240,8 +240,8 @@ class Trainer:
             self._write(self.folder.metrics, metrics.sync)
 
         def write() -> None:
-            if self.claim is not None and (lost := self.claim.error()) is not None:
-                raise lost
+            if self.claim is not None:
+                self.claim.check()
             save_adapter(self.folder.adapter, weights, info)
             save_checkpoint(self.folder, state, weights, moments, self.train.keep_checkpoints)
 

@@ -6,12 +6,13 @@ needs no interpreter, so also where a thread never lets it go; a rank whose file
 """
 
 import faulthandler
-import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.stop_signals import leave
 from pipeline.training.mpiexec import end_mpiexec
 
 EXIT_HUNG = 86
@@ -45,8 +46,9 @@ class StepWatchdog:
         self._closed.set()
         self._thread.join()
         self._stacks.close()
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
+        with suppress(FileNotFoundError):  # somebody has tidied up
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
 
     def _watch(self) -> None:
         pause = min(1.0, self._timeout / 4)
@@ -71,4 +73,4 @@ class StepWatchdog:
         try:
             end_mpiexec()
         finally:  # other ranks do the same at this time, so that all it looks at may be gone
-            os._exit(EXIT_HUNG)
+            leave(EXIT_HUNG)

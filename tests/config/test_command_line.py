@@ -11,7 +11,15 @@ import pytest
 import yaml
 
 import pipeline.config
-from pipeline.config import ConfigError, EvalConfig, GenerateConfig, PrepareConfig, TrainRunConfig, parse_cli
+from pipeline.config import (
+    ConfigError,
+    EvalConfig,
+    GenerateConfig,
+    MergeConfig,
+    PrepareConfig,
+    TrainRunConfig,
+    parse_cli,
+)
 from pipeline.config.command_line import CommandLine, is_text, item_type, list_settings, without_none
 from pipeline.config.parsing import _load, _unmark
 
@@ -159,6 +167,13 @@ def test_a_wrong_file_is_refused_in_one_line(text, expected, tmp_path):
     with pytest.raises(ConfigError) as error:
         parse_cli(TrainRunConfig, [*TRAIN, f"--config={tmp_path / 'x.yaml'}"])
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
+
+
+def test_a_dtype_for_a_layout_without_the_base_is_refused():
+    given = ["--adapter=a", "--output=o", "--layout=published"]
+    with pytest.raises(ConfigError, match=r"^--dtype bfloat16: --layout published holds no weights of the base"):
+        parse_cli(MergeConfig, [*given, "--dtype=bfloat16"])
+    assert parse_cli(MergeConfig, given).dtype == "auto"
 
 
 def test_every_text_setting_is_found():

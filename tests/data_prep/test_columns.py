@@ -149,6 +149,25 @@ def test_message_with_a_time_that_python_cannot_hold_is_counted(tmp_path: Path) 
     assert dropped == {"value_out_of_range": 1}
 
 
+@pytest.mark.parametrize(
+    ("unread", "name"),
+    [
+        (pa.array([0, 2**62], pa.timestamp("us")), "system"),
+        (pa.StructArray.from_arrays([pa.array([1, 2])] * 2, names=["a", "a"]), "chat_template_kwargs"),
+        (pa.array(["{", '{"a": 1, "a": 2}'], pa.json_()), "weight"),
+        (pa.array([b"a", b"\xff"]).view(pa.string()), "system_prompt"),
+        (pa.array([0, 2**62], pa.timestamp("us")), "documents"),
+        (pa.StructArray.from_arrays([pa.array([1, 2])] * 2, names=["a", "a"]), "documents"),
+    ],
+)
+def test_what_a_column_that_is_not_read_holds_costs_no_row(tmp_path: Path, unread: pa.Array, name: str) -> None:
+    pq.write_table(pa.table({"messages": pa.array([MESSAGES] * 2), name: unread}), tmp_path / "a.parquet")
+    source = Source("chat", [str(tmp_path)], conversations=Conversations())
+    (extent,) = inspect_input(find_inputs(source)[0][0], source, 1000).extents
+    documents = list(read_documents(extent, source, dropped := Counter()))
+    assert len(documents) == 2 and dropped == {} and {document.content.ignored for document in documents} == {(name,)}
+
+
 def test_wrong_file_is_named_before_a_dataset_is_fetched(tmp_path: Path, run_prepare: Prepare) -> None:
     pq.write_table(_columns(other="x"), tmp_path / "a.parquet")
     sources = [Source("hub", dataset=DatasetSource(str(tmp_path / "none"))), Source("own", [str(tmp_path)])]

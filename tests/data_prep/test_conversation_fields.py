@@ -134,6 +134,14 @@ def test_fields_that_contradict_or_say_what_cannot_be_done_are_refused(row: dict
         _conversation(**row)
 
 
+def test_what_a_template_gets_of_a_message_is_not_counted_as_unread() -> None:
+    """As docs/data.md says it."""
+    beside = {"name": "n", "tool_call_id": "1", "reasoning_content": "", "thinking": "first", "reasoning": "second"}
+    conversation = _conversation(messages=[*TURNS[:3], TURNS[3] | beside | {"tool_calls": [], "annotator": "x"}])
+    passed = {"reasoning_content": "first", "name": "n", "tool_call_id": "1"}
+    assert conversation.messages[3] == TURNS[3] | passed and conversation.ignored == ("assistant.annotator",)
+
+
 @pytest.mark.parametrize(
     ("row", "passed"),
     [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -201,6 +202,31 @@ def test_what_is_not_there_is_named(
     with pytest.raises(DataError, match=f"source 'hf': dataset .*{message}") as caught:
         dataset_inputs(source, tmp_path / "spool", 1000)
     assert "\n" not in str(caught.value)
+
+
+def test_what_json_cannot_hold_in_a_column_that_is_not_read_ends_no_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when = datetime(2024, 1, 1)
+    messages = [{"role": "user", "content": "q", "time": when}, {"role": "assistant", "content": "a", "time": when}]
+    rows = [
+        {"messages": messages, "system": when, "documents": [{"since": when}], "tools": None},
+        {"messages": messages, "system": None, "documents": None, "tools": [{"since": when}]},
+    ]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    source = Source("hf", dataset=DatasetSource(str(tmp_path / "saved")), conversations=Conversations())
+    found = []
+    for kind in ("arrow", "jsonl"):
+        files = dataset_inputs(source, tmp_path / "spool", 10_000)
+        assert [file.format for file in files] == [kind]
+        monkeypatch.setattr("data_prep.hf_datasets._arrow_files", lambda *_: [])  # as of a slice
+        dropped: Counter[str] = Counter()
+        extents = [extent for file in files for extent in inspect_input(file, source, 2000).extents]
+        contents = [document.content for extent in extents for document in read_documents(extent, source, dropped)]
+        found.append(([(content.messages, content.ignored) for content in contents], dropped))
+    ((_, ignored),), dropped = found[0]
+    assert ignored == ("system", "documents", "user.time", "assistant.time") and dropped == {"malformed_tools": 1}
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -12,11 +12,13 @@ import pytest
 import webdataset
 from tokenizers import Tokenizer
 
+from data_prep.receipts import UnitReceipt
+from data_prep.units import Unit, process_unit
 from data_prep.verify import verify_folder
 from pipeline.data.loader import PackedDataset
 from pipeline.data.shard_format import DataError, Manifest
 from pipeline.errors import UserError
-from pipeline.folder_claim import claimed_folder
+from pipeline.folder_claim import OWNER_NAME, claimed_folder
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "prepare.py"
 Prepare = Callable[..., Manifest]
@@ -189,6 +191,22 @@ def test_second_run_on_the_same_folder_is_refused(corpus: Path, tmp_path: Path, 
         with pytest.raises(UserError, match="another run is writing there"):
             run_prepare([corpus], output)
     run_prepare([corpus], output)
+
+
+def test_a_run_that_another_one_has_taken_over_writes_no_more(
+    corpus: Path, tmp_path: Path, run_prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, processed = tmp_path / "out", []
+
+    def process_and_lose(unit: Unit) -> UnitReceipt:
+        processed.append(receipt := process_unit(unit))
+        (output / OWNER_NAME).write_text('{"token": "another", "pid": 4711, "host": "node7", "since": "noon"}')
+        return receipt
+
+    monkeypatch.setattr("data_prep.prepare.process_unit", process_and_lose)
+    with pytest.raises(UserError, match=r"taken over by another run \(process 4711 on node7"):
+        run_prepare([corpus], output)
+    assert len(processed) == 1 and not (output / "manifest.json").exists() and (output / OWNER_NAME).exists()
 
 
 def test_dropped_documents_are_in_the_manifest_by_input_and_reason(

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-from pipeline.doctor import checks
+from pipeline.config import AccountingConfig, DoctorConfig, FamiliesConfig, parse_cli
+from pipeline.doctor import checks, families
+from pipeline.errors import UserError
 
 
 @pytest.mark.slow
@@ -25,3 +27,21 @@ def test_a_kernel_that_is_wrong_fails(monkeypatch):
     found = {check.name: check.status for check in checks.run_checks(torch.device("cpu"))}
     assert [status for name, status in found.items() if name.startswith("sinks + window")] == ["failed"]
     assert list(found.values()).count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "flag"), [(FamiliesConfig, "output"), (DoctorConfig, "output"), (AccountingConfig, "json")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, cls, flag):
+    with pytest.raises(UserError, match=f"^--{flag} .*there is no folder .*none; make it, or name another file$"):
+        parse_cli(cls, [f"--{flag}", str(tmp_path / "none/file")])
+    with pytest.raises(UserError, match=f"^--{flag} .*: is a folder; name a file$"):
+        parse_cli(cls, [f"--{flag}", str(tmp_path)])
+    assert getattr(parse_cli(cls, [f"--{flag}", str(tmp_path / "file")]), flag) == tmp_path / "file"
+
+
+def test_help_calls_the_table_of_families_as_one_starts_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["families.py", "--help"])
+    with pytest.raises(SystemExit):
+        families.main()
+    assert capsys.readouterr().out.startswith("usage: python -m pipeline.doctor.families ")

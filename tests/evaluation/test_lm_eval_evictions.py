@@ -1,9 +1,11 @@
 """lm-eval's requests and the window: nothing is cut for a model that has one, and what was evicted is told."""
 
+import pytest
 import torch
+import torch.distributed as dist
 from lm_eval.api.instance import Instance
 
-from pipeline.evaluation.lm_eval_counts import describe_run
+from pipeline.evaluation.lm_eval_counts import RequestCounts, describe_run
 from pipeline.evaluation.lm_eval_model import HippocampusLM
 from pipeline.evaluation.lm_eval_run import table_below_evictions
 from pipeline.model.loading import load_model
@@ -51,3 +53,21 @@ def test_a_window_cuts_no_prompt_and_full_attention_says_what_it_cannot_do(folde
     assert "1 of 2 requests are longer than the 1,024 positions" in describe_run(info)
     base.config.rope_parameters |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
     assert HippocampusLM(base, tokenizer).max_length == 4096
+
+
+@pytest.mark.parametrize("evicted_elsewhere", [0, 7])
+def test_of_several_processes_all_requests_count_before_nothing_is_said_to_be_evicted(
+    folder, tokenizer, caplog, monkeypatch, evicted_elsewhere
+):
+    other = RequestCounts()
+    monkeypatch.setattr(dist, "all_gather_object", lambda counts, own: counts.__setitem__(slice(None), [own, other]))
+    lm = HippocampusLM(load_model(str(folder / "adapter"), dtype=torch.float32).eval(), tokenizer)
+    lm._world_size = 2
+    lm.generate_until([generation("a", "task")], disable_tqdm=True)
+    assert "NOTHING" not in caplog.text, "this process alone cannot tell"
+    other.evicted["task", evicted_elsewhere] += 1
+    lm.barrier()
+    assert ("NOTHING WAS EVICTED" in caplog.text) == (evicted_elsewhere == 0)
+    caplog.clear()
+    lm.barrier()
+    assert caplog.text == "", "of no requests there is nothing to say"

@@ -16,6 +16,8 @@ from tests.evaluation.stand_in_benchmarks import repositories
 
 INFINITE = {"include_defaults": False, "include_path": Path(lm_eval.tasks.__file__).parent / "infinitebench"}
 
+LONGBENCH = Path(lm_eval.tasks.__file__).parent / "longbench"
+
 
 @pytest.fixture
 def data_root(tmp_path):
@@ -77,6 +79,15 @@ def test_what_needs_files_is_refused_without_them(folder, tmp_path):
             tasks_of(None, folder).match_tasks([name])
         with pytest.raises(UserError, match=f"--data_root {tmp_path} lacks .* --fetch {suite}"):
             tasks_of(tmp_path, folder).match_tasks([name])
+
+
+def test_tasks_whose_prompts_a_tokenizer_cuts_are_refused_without_a_model(data_root):
+    """As `--model dummy` names none."""
+    tasks = LocalTasks(data_root, metadata={}, include_path=LONGBENCH, include_defaults=False)
+    for name in ("lveval", "lveval_cmrc_mixup_16k", "paper_longbench", "paper_longbench_qmsum"):
+        for ask in (tasks.match_tasks, tasks.load):
+            with pytest.raises(UserError, match=f"--tasks {name}: .* give --model_args pretrained=FOLDER, also for"):
+                ask([name])
 
 
 def test_the_tokenizer_is_the_models_unless_another_is_named(folder):

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import ConfigError, EvalConfig, NeedlesConfig
@@ -312,7 +313,7 @@ def test_the_section_has_the_numbers_the_map_and_what_was_published(make_suite):
     records = dict(enumerate(make_records()))
     summary = suite.summarise(records)
     (section,) = suite.sections(summary, records)
-    assert summary["lengths_beyond_max_position_embeddings"] == [2000] and "1,024 positions: 2,000" in section.note
+    assert summary["lengths_beyond_trained_positions"] == [2000] and "1,024 positions: 2,000" in section.note
     ahn = section.tables[0].rows[2]
     assert ahn[1:3] == ["33.3% [0.0%, 100.0%]", "-1.500 [-4.189, -0.156]"] and ahn[-1] == "33.3% [-56.3%, 212.6%]"
     evicted, in_window, of_tasks = section.tables[:3]
@@ -330,3 +331,11 @@ def test_a_base_without_a_memory_has_its_section_too(make_suite):
     records = dict(enumerate(make_records()[3:6]))
     (section,) = suite.sections(suite.summarise(records), records)
     assert [row[0] for row in section.tables[0].rows] == ["sinks + window"] and not section.tiles
+
+
+def test_positions_that_yarn_in_the_config_extends_are_the_bases_own(make_suite, monkeypatch):
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 1024}
+    config = LlamaConfig(rope_parameters=yarn, max_position_embeddings=1024)
+    monkeypatch.setattr("pipeline.evaluation.needles.suite.load_config", lambda _: config)
+    suite = make_suite(("full", "window", "ahn"), tasks=["single", "passkey"], lengths=[400, 2000], depths=[0.5])
+    assert suite.summarise(dict(enumerate(make_records())))["lengths_beyond_trained_positions"] == []

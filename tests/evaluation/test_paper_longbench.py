@@ -80,6 +80,8 @@ def test_what_differs_from_the_paper_is_in_the_label(originals, tokenizer):
     assert label(WINDOW, False) == f"{GROUP} (the paper's: chat template)"
     both = f"{GROUP} (the paper's: S = 128, R = 8,064; chat template)"
     assert label(WindowSpec(128, 32640), False) == label(WindowSpec(0, 8064), False) == both
+    for task in paper_longbench_group(originals, tokenizer, WINDOW, apply_chat_template=False):
+        assert task.config.task_alias == f"{task.task_name} (the paper's: chat template)"  # also alone
     sets = protocol_table("longbench").rows[0][1].split(", ")
     assert sets == list(paper_longbench.NEW_TOKENS) and paper_longbench.NEW_TOKENS["qmsum"] == 500
 

@@ -102,6 +102,8 @@ def test_yarn_in_place_of_a_rope_that_is_not_plain_is_refused(config) -> None:
     with pytest.raises(UserError, match="--variants full_yarn: the base's RoPE is"):
         Reader.check_yarn(config)
     assert trained_positions(LlamaConfig(rope_parameters=LLAMA3, max_position_embeddings=131_072)) == 131_072
+    linear = {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}  # deepseek-coder's
+    assert trained_positions(LlamaConfig(rope_parameters=linear, max_position_embeddings=16_384)) == 16_384
     yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32_768}
     assert trained_positions(LlamaConfig(rope_parameters=yarn, max_position_embeddings=32_768)) == 131_072
 

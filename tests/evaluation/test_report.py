@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.drawing import draw
-from pipeline.evaluation.evictions import NOTHING
+from pipeline.evaluation.evictions import NOTHING, describe_evictions, summarise_evictions
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.report import SuiteResult, write_report
 from pipeline.evaluation.suite import Picture, Section, Table, Tile
@@ -56,6 +56,20 @@ def test_page_is_self_contained_and_escaped(report) -> None:
     assert "&lt;b&gt;1&lt;/b&gt;" in page and "<b>1</b>" not in page
     assert "&lt;i&gt;word&lt;/i&gt;" in page and 'title="a &#34;title&#34;"' in page
     assert 'name="viewport"' in page and "ab" * 32 in page
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({0: 999, 7: 1}, "0 to 7 tokens, less than 1 on average; less than 1% of"),
+        ({0: 249, 700: 1}, "0 to 700 tokens, 3 on average; less than 1% of"),
+        ({0: 1, 7: 999}, "0 to 7 tokens, 7 on average; more than 99% of"),
+        ({0: 1, 1: 1}, "0 to 1 tokens, less than 1 on average; 50% of"),
+        ({7: 2}, "7 to 7 tokens, 7 on average; 100% of"),
+    ],
+)
+def test_a_few_evictions_are_not_rounded_to_none_nor_many_to_all(counts, told) -> None:
+    assert f"have evicted {told} the prompts evict any." in describe_evictions(summarise_evictions(counts))
 
 
 def test_page_has_every_part_of_a_section_and_a_way_to_it(report) -> None:

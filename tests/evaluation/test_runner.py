@@ -25,6 +25,7 @@ from pipeline.evaluation.runner import evaluate
 from pipeline.evaluation.suite import EvaluationInputs, Unit
 from pipeline.evaluation.unmeasured import NEEDS_ONE_OF, why_unmeasured
 from pipeline.evaluation.waiting import wait_for_all
+from pipeline.folder_claim import OWNER_NAME
 from pipeline.model.export import export_published
 from pipeline.model.files import resolve_model
 from tests.conftest import TINY_VOCAB_SIZE
@@ -75,6 +76,20 @@ def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path) -> None:
         assert find_failures(tmp_path, 2) == {}, "a new start is taken for the failed one"
         second.write("letters", "b", {}, 0.25, 1.0)
     wait_for_all(WORK, first, 2, patience=0.3)
+
+
+@pytest.mark.timeout(20)
+def test_rank_0_ends_when_another_evaluation_has_taken_the_folder_over(tmp_path) -> None:
+    with claimed(tmp_path, 0) as claim:
+        first = EvaluationFolder(tmp_path, 0, {}, {"letters": {}}, claim)
+        first.write("letters", "a", {}, 0.25, 1.0)
+        (tmp_path / OWNER_NAME).write_text('{"token": "another", "pid": 4711, "host": "node7", "since": "noon"}')
+        with pytest.raises(UserError, match=r"taken over by another run \(process 4711 on node7"):
+            first.write("letters", "b", {}, 0.25, 1.0)
+        with pytest.raises(UserError, match="taken over by another run"):
+            wait_for_all(WORK, first, 2)
+    assert folder_of(tmp_path, rank=0).records.keys() == {("letters", "a")}
+    assert "another" in (tmp_path / OWNER_NAME).read_text()
 
 
 @pytest.mark.timeout(20)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from pipeline.errors import UserError
 from pipeline.metrics.accounting import load_architecture
 from pipeline.model.adapter import base_fingerprint
-from pipeline.model.files import find_tokenizer_json, resolve_model
+from pipeline.model.files import FETCHED, find_tokenizer_json, resolve_model
 from tests.tiny_models import make_adapter
 from tests.training.synthetic import make_model
 
@@ -46,6 +47,12 @@ def test_bases_and_own_adapters_are_found_by_hub_id(hub, tmp_path):
     assert base_fingerprint("own/base") == base_fingerprint(str(base))
     assert find_tokenizer_json("own/base").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert load_architecture("own/base") == load_architecture(str(base))
+
+
+def test_of_weights_one_copy_is_fetched():
+    weights = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    others = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "original/model.safetensors"]
+    assert list(filter_repo_objects([*weights, *others], allow_patterns=FETCHED)) == weights
 
 
 @pytest.mark.parametrize(

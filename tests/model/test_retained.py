@@ -8,7 +8,7 @@ import torch
 
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.distributed.head_shares import HeadShares
-from pipeline.model.augment import window_of
+from pipeline.model.decoder import window_of
 from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import PrefixStore
 from pipeline.model.sequence_shard import SequenceShard

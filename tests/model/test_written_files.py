@@ -1,5 +1,6 @@
 """Adapters, merged folders, published ones and caches: whole or absent, and readable as the umask says."""
 
+import errno
 import os
 import resource
 import shutil
@@ -98,6 +99,22 @@ def test_a_merged_folder_has_the_tokenizer_of_the_base_or_none(base, tmp_path):
     merge_adapter(adapter, tmp_path / "with", base=str(other))
     for file in (*other.glob("tokenizer*"), other / "chat_template.jinja"):
         assert (tmp_path / "with" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_cannot_be_read_of_the_base_is_named_and_not_the_output(base, tmp_path, monkeypatch):
+    other = shutil.copytree(base.folder, tmp_path / "base")
+    (other / "merges.txt").mkdir()
+    adapter = save(base.load_acting(torch.float32), base, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"^.*base/merges.txt of the base .*base cannot be read: Is a directory$"):
+        merge_adapter(adapter, tmp_path / "merged", base=str(other))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(other / "model.safetensors"))
+
+    monkeypatch.setattr("pipeline.model.export.load_adapter", fail)
+    with pytest.raises(UserError, match=r"^.*base/model.safetensors of the base .* cannot be read: Input/output"):
+        merge_adapter(adapter, tmp_path / "merged", base=str(other))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
 def test_lora_can_name_the_output_projection_of_the_base_alone(base):

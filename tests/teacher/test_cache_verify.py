@@ -501,6 +501,9 @@ def test_inspect_refuses_another_tokenizer_in_one_line(
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert "has fingerprint" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path)
     assert "there is no" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path / "none")
+    shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path / "other.json")
+    told = "other.json: a tokenizer is read as tokenizer.json; name the folder that has it"
+    assert told in refusal(capsys, caches["topk"], "--tokenizer", tmp_path / "other.json")
     (tmp_path / "tokenizer.json").write_text("[]")
     assert "has no tokenizer that can be read" in refusal(capsys, caches["topk"], "--tokenizer", tmp_path)
     assert "is no teacher cache" in refusal(capsys, tmp_path)

@@ -97,6 +97,21 @@ def test_the_answer_says_what_a_stop_does_and_when(monkeypatch):
     assert stop.describe() == "stops after step 2, in about 2 s, saves its state and exits with 85"
 
 
+def test_in_the_last_step_the_answer_says_that_the_training_will_be_whole(monkeypatch):
+    stop = StopFlag()
+    progress, _ = make_progress(monkeypatch, 4, stop)
+    for _ in range(8):
+        progress.end(0.5, [8.0])
+    assert stop.describe() == "stops before step 9, saves its state and exits with 85"
+    progress.begin()
+    progress.between(1)
+    assert stop.describe().startswith("stops after micro-batch 2 of 4 of step 9,")
+    progress.between(3)
+    assert stop.describe() == "finishes step 9, the last, in about 2 s, saves its state and exits with 0"
+    progress.end(0.5, [8.0])
+    assert stop.describe() == "all steps are done: saves its state and exits with 0"
+
+
 def test_a_terminal_and_nothing_else_is_told_the_micro_batch(monkeypatch):
     for sink in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", sink)

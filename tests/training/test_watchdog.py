@@ -50,6 +50,11 @@ def test_steps_in_time_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_stacks_that_somebody_removed_fails_no_finished_run(tmp_path):
+    done = run_beats(tmp_path / "stacks", "import shutil; shutil.rmtree(sys.argv[1])")
+    assert done.returncode == 0 and "closed" in done.stdout, done.stderr
+
+
 def test_a_process_that_was_stopped_as_a_whole_goes_on(tmp_path):
     """As a scheduler does that suspends a job."""
     command = [sys.executable, "-c", BEATS.format(ending="time.sleep(0.2)"), str(tmp_path)]

@@ -17,7 +17,9 @@ INTERVALS = (
 )
 
 
-def make_section(summary: dict[str, Any], records: Sequence[Record], window: WindowSpec, max_positions: int) -> Section:
+def make_section(
+    summary: dict[str, Any], records: Sequence[Record], window: WindowSpec, max_positions: int | None
+) -> Section:
     """The numbers, the heat map, task by task, and what was published."""
     variants = list(summary["variants"])
     tasks = list(summary["variants"][variants[0]]["evicted"]["tasks"])
@@ -36,8 +38,8 @@ def make_section(summary: dict[str, Any], records: Sequence[Record], window: Win
         "(full - window); without an interval it says nothing, as of other prompts the window may lose nothing. "
         f"{INTERVALS.format(units='prompts')}"
     )
-    if summary["lengths_beyond_max_position_embeddings"]:
-        beyond = ", ".join(f"{length:,}" for length in summary["lengths_beyond_max_position_embeddings"])
+    if summary["lengths_beyond_trained_positions"]:
+        beyond = ", ".join(f"{length:,}" for length in summary["lengths_beyond_trained_positions"])
         note += f" Longer than the base's {max_positions:,} positions: {beyond} tokens."
     caption = (
         "Mean over all tasks, nats. Framed: all needles are in the window. With several needles, the depth is that of "

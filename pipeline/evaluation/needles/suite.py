@@ -1,5 +1,6 @@
 """Suite `needles`: sentences hidden in a long text and asked for at its end, in the window and evicted apart."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +15,7 @@ from pipeline.evaluation.needles.documents import EncodedTexts, NeedlePrompt, bu
 from pipeline.evaluation.needles.sections import make_section
 from pipeline.evaluation.needles.summary import summarise
 from pipeline.evaluation.needles.tasks import NeedleTexts, draw_texts, make_generator
+from pipeline.evaluation.positions import trained_positions
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
 from pipeline.model.loading import load_config
@@ -64,7 +66,7 @@ class NeedlesSuite:
             require_evictions(f"--needles.lengths {asked}", max(self._lengths), self._window, self._variants)
         self._haystack = make_haystack(inputs, max(self._lengths), "--needles.lengths")
         self._cells = {cell.key: cell for cell in self._grid(self._lengths)}
-        self._max_positions = load_config(inputs.files.tokenizer).max_position_embeddings
+        self._max_positions = trained_positions(load_config(inputs.files.tokenizer))
 
     def _default_lengths(self) -> list[int]:
         """Multiples of W, or of the longest least length where a window is too small for any question."""
@@ -135,9 +137,10 @@ class NeedlesSuite:
         return text, needles
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        beyond = [length for length in self._lengths if length > self._max_positions]
+        bound = math.inf if self._max_positions is None else self._max_positions
+        beyond = [length for length in self._lengths if length > bound]
         found = summarise(list(records.values()), self._variants, self._settings.tasks)
-        return {**found, "lengths_beyond_max_position_embeddings": beyond}
+        return {**found, "lengths_beyond_trained_positions": beyond}
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
         return [make_section(summary, list(records.values()), self._window, self._max_positions)] if records else []

@@ -11,8 +11,8 @@ from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import RecallTaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.recall.documents import RecallDocuments, count_fillers, make_documents
-from pipeline.model.augment import window_of
 from pipeline.model.cache import HippocampusCache
+from pipeline.model.decoder import window_of
 
 LEAST_FULL, MOST_WINDOW = 0.95, 0.10
 
