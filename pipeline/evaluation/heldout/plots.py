@@ -8,7 +8,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.drawing import QUIET, draw
 from pipeline.evaluation.heldout.summary import PositionBin, Totals
-from pipeline.evaluation.variant_style import COLOURS, LABELS, label
+from pipeline.evaluation.variant_style import colour_of, label
 
 
 def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
@@ -25,10 +25,10 @@ def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:
         if has_saved:
             widths = [0.8 * (b.end - b.start) for b in bins]
             saved = [b.kl["window"] - b.kl["ahn"] for b in bins]
-            panels[1].bar(centres, saved, width=widths, color=COLOURS["ahn"])
+            panels[1].bar(centres, saved, width=widths, color=colour_of("ahn"))
             if "foreign" in bins[0].kl:
                 adapted = [b.kl["window"] - b.kl["foreign"] for b in bins]
-                _plot_row(panels[1], "foreign", centres, adapted, color=COLOURS["full"])
+                _plot_row(panels[1], "foreign", centres, adapted, color=colour_of("full"))
             panels[1].axhline(0, color=QUIET, linewidth=0.8)
             panels[1].set_ylabel("saved (nats)")
         panels[-1].set_xlabel("tokens past the lossless budget W")
@@ -41,7 +41,7 @@ def plot_nll_by_position(bins: Sequence[PositionBin], window: WindowSpec) -> byt
         positions = [window.lossless_budget + b.centre for b in bins]
         for row in bins[0].kl:
             _plot_row(axes, row, positions, [b.nll[row] - b.nll["full"] for b in bins])
-        axes.axhline(0, color=COLOURS["full"], linewidth=1, label=LABELS["full"])
+        axes.axhline(0, color=colour_of("full"), linewidth=1, label=label("full"))
         axes.set_ylabel("loss above full (nats)")
         axes.set_xlabel("position in the text (tokens)")
         axes.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -55,7 +55,7 @@ def plot_documents(documents: Sequence[Totals]) -> bytes:
         ahn = [d.kl["ahn"] / d.tokens for d in documents]
         low, high = 0.95 * min(window + ahn), 1.05 * max(window + ahn)
         axes.plot([low, high], [low, high], color=QUIET, linewidth=1, linestyle="--", label="no change")
-        axes.scatter(window, ahn, color=COLOURS["ahn"], s=28, alpha=0.8, linewidths=0, label="one document")
+        axes.scatter(window, ahn, color=colour_of("ahn"), s=28, alpha=0.8, linewidths=0, label="one document")
         axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
         axes.set_aspect("equal")
         axes.set_xlabel("KL, sinks + window (nats)")
@@ -68,7 +68,7 @@ def _plot_row(axes: Axes, row: Row, x: Sequence[float], y: Sequence[float], colo
     axes.plot(
         x,
         y,
-        color=color or COLOURS["ahn" if row == "foreign" else row],
+        color=color or colour_of(row),
         linestyle=":" if row == "foreign" else "-",
         marker="o",
         markersize=3,

@@ -8,7 +8,7 @@ from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.heldout.plots import plot_documents, plot_kl_by_distance, plot_nll_by_position
 from pipeline.evaluation.heldout.summary import Totals, bin_positions, sum_documents
 from pipeline.evaluation.suite import Picture, Record, Section, Table, Tile
-from pipeline.evaluation.variant_style import LABELS, label
+from pipeline.evaluation.variant_style import label
 
 INTERVALS = (
     "Intervals: 95 %, paired bootstrap over documents, 10,000 draws; not defined for fewer than three documents, "
@@ -63,7 +63,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"W = {window['lossless_budget']} (S = {window['num_sink_tokens']}, R = {window['window_size']})",
         f"{'attention':<48}{'KL to full':>12}{'perplexity':>12}",
     ]
-    lines += [_line(LABELS[variant], kl.get(variant, 0.0), value) for variant, value in summary["ppl"].items()]
+    lines += [_line(label(variant), kl.get(variant, 0.0), value) for variant, value in summary["ppl"].items()]
     control = summary["control"]
     lines += [_line(name, control["kl"][row], control["ppl"][row]) for row, name in _control_rows(summary).items()]
     lines += [f"{tile.value} {tile.caption}" for tile in _tiles(summary)]

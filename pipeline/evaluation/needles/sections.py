@@ -7,7 +7,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.needles.plots import plot_grid
 from pipeline.evaluation.published import niah_table
 from pipeline.evaluation.suite import Picture, Record, Section, Table, Tile
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import label
 
 PLACES = {"evicted": "evicted", "in_window": "in the window"}
 SCORES = ("recall", "log-probability (nats)", "likeliest tokens")
@@ -26,7 +26,7 @@ def make_section(summary: dict[str, Any], records: Sequence[Record], window: Win
         f"Sentences hidden in prompts of {lengths[0]:,} to {lengths[-1]:,} tokens and asked for at the end, "
         f"{len(records) // len(variants)} prompts ({', '.join(task.replace('_', ' ') for task in tasks)}). Those that "
         f"the window of {window.window_size:,} tokens still holds are counted apart from the evicted ones. "
-        f"{LABELS['memory_off']} answers as {LABELS['window']} does, and is not asked."
+        f"{label('memory_off')} answers as {label('window')} does, and is not asked."
     )
     note = (
         "Evicted: at the prompt's last token, no token of any sentence that names the answer is in the window or a "
@@ -64,7 +64,7 @@ def _variants(summary: dict[str, Any], place: str) -> Table:
         header += ["log-probability recovered", "recall recovered"]
     rows = []
     for variant, of_variant in summary["variants"].items():
-        row = [LABELS[variant], *_scores(of_variant[place])]
+        row = [label(variant), *_scores(of_variant[place])]
         if with_recovered:
             shares = summary["recovered"].get(variant)
             names = ("log_prob", "recall")
@@ -81,7 +81,7 @@ def _tasks(summary: dict[str, Any], place: str, tasks: Sequence[str]) -> Table:
         for variant, of_variant in summary["variants"].items():
             found = of_variant[place]["tasks"][task]
             counts = [str(found[name]) for name in ("num_needles", "units")]
-            rows.append([task.replace("_", " "), LABELS[variant], *counts, *_scores(found)])
+            rows.append([task.replace("_", " "), label(variant), *counts, *_scores(found)])
     header = ["task", "attention", "needles", "prompts", *SCORES]
     return Table(header, rows, f"Task by task: needles {PLACES[place]}", is_folded=True)
 
