@@ -49,6 +49,7 @@ class Reader:
 
     Attributes:
         kept: what the variant's attention keeps as it is.
+        has_cell: whether the model's cells compress what attention no longer sees.
 
     Raises:
         UserError: `full_yarn` of a base whose RoPE is not plain.
@@ -67,6 +68,7 @@ class Reader:
         self.model, self.variant, self.window, self.prefill_chunk = model, variant, window, prefill_chunk
         self.yarn_factor, self._seed, self._spec = yarn_factor, seed, parse_variant(variant)
         self.kept = variant_window(self._spec, window, decision_interval)
+        self.has_cell = self._spec.has_cell
         if variant == "full_yarn":
             self.check_yarn(model.config)
 
