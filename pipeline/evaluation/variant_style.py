@@ -1,6 +1,8 @@
 """How tables and pictures name and colour the variants of attention."""
 
-from pipeline.config import parse_variant
+from collections.abc import Collection
+
+from pipeline.config import Variant, parse_variant
 
 LABELS = {
     "full": "full",
@@ -69,6 +71,23 @@ def colour_of(row: str) -> str:
     whiteness = 0.1 * (number.bit_length() % 6)
     channels = (int(found[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(x + (255 - x) * whiteness):02x}" for x in channels)
+
+
+def main_variant(rows: Collection[str]) -> Variant | None:
+    """Of the variants measured, the one that the report is about: tokens chosen by the model with its cell, without it,
+    or its cell alone; the first of several."""
+    found = [parse_variant(row) for row in rows if not is_foreign(row)]
+    ranked = [spec for spec in found if spec.kind in ("retained", "ahn")]
+    ranked.sort(key=lambda spec: (spec.kind == "ahn", not spec.has_cell))
+    return ranked[0].name if ranked else None
+
+
+def describe(main: Variant) -> str:
+    """What is added to the window, in words that take a singular verb."""
+    spec = parse_variant(main)
+    if spec.kind == "ahn":
+        return "the AHN"
+    return f"the choice of {spec.num_tokens:,} tokens" + (" with the AHN" if spec.has_cell else "")
 
 
 def _style(variant: str) -> str:

@@ -11,10 +11,10 @@ from pipeline.data.loader import PackedDataset
 from pipeline.evaluation.heldout.foreign import read_with_foreign_memory
 from pipeline.evaluation.heldout.sections import format_summary, headline, make_sections
 from pipeline.evaluation.heldout.suite import HeldoutSuite
-from pipeline.evaluation.heldout.summary import main_variant, summarise
+from pipeline.evaluation.heldout.summary import summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
-from pipeline.evaluation.variant_style import label
+from pipeline.evaluation.variant_style import label, main_variant
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
 from tests.evaluation.synthetic import WINDOW

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.drawing import QUIET, draw
-from pipeline.evaluation.heldout.summary import PositionBin, Totals, main_variant
-from pipeline.evaluation.variant_style import colour_of, foreign_row, is_foreign, label
+from pipeline.evaluation.heldout.summary import PositionBin, Totals
+from pipeline.evaluation.variant_style import colour_of, foreign_row, is_foreign, label, main_variant
 
 
 def plot_kl_by_distance(bins: Sequence[PositionBin]) -> bytes:

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipeline.attention.window import WindowSpec
-from pipeline.config import Variant, parse_variant
+from pipeline.config import parse_variant
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.heldout.plots import plot_documents, plot_kl_by_distance, plot_nll_by_position
-from pipeline.evaluation.heldout.summary import bin_positions, main_variant, sum_documents
+from pipeline.evaluation.heldout.summary import bin_positions, sum_documents
 from pipeline.evaluation.heldout.tables import (
     all_controls,
     bytes_table,
@@ -17,7 +17,7 @@ from pipeline.evaluation.heldout.tables import (
     result_tables,
 )
 from pipeline.evaluation.suite import Picture, Record, Section, Tile
-from pipeline.evaluation.variant_style import foreign_row, label
+from pipeline.evaluation.variant_style import describe, foreign_row, label, main_variant
 
 INTERVALS = (
     "Intervals: 95 %, paired bootstrap over documents, 10,000 draws; not defined for fewer than three documents, "
@@ -39,7 +39,7 @@ def make_sections(summary: dict[str, Any], records: Sequence[Record], window: Wi
         Picture(plot_nll_by_position(bins, window), "Loss above full attention's by position, for each variant"),
     ]
     if main is not None and "window" in summary["kl"]:
-        caption = f"Below the dashed line, {_subject(main)} is nearer to full attention than the window alone."
+        caption = f"Below the dashed line, {describe(main)} is nearer to full attention than the window alone."
         alt = f"KL of each document, {'AHN' if main == 'ahn' else label(main)} against window"
         pictures.append(Picture(plot_documents(documents, main), alt, caption, True))
         tables.append(documents_table(documents, main))
@@ -54,7 +54,7 @@ def headline(summary: dict[str, Any]) -> str:
     found, control = summary["recovered"].get(main), all_controls(summary).get(main)
     if found is None:
         return "KL and perplexity past the window"
-    interval, subject = found["difference_ci95"], _subject(main)
+    interval, subject = found["difference_ci95"], describe(main)
     if interval is not None and interval[1] < 0:
         return f"{subject[0].upper()}{subject[1:]} makes the window worse: KL up by {-found['share']:.1%}"
     if interval is not None and interval[0] <= 0:
@@ -69,14 +69,6 @@ def headline(summary: dict[str, Any]) -> str:
     if control["num_tokens"] == summary["num_tokens"]:
         return f"{change}, with another document's memory by {foreign:+.1%}"
     return f"{change}; where the control reaches by {own:+.1%}, with another document's memory by {foreign:+.1%}"
-
-
-def _subject(main: Variant) -> str:
-    """What is added to the window, in words that take a singular verb."""
-    spec = parse_variant(main)
-    if spec.kind == "ahn":
-        return "the AHN"
-    return f"the choice of {spec.num_tokens:,} tokens" + (" with the AHN" if spec.has_cell else "")
 
 
 def format_summary(summary: dict[str, Any]) -> str:
@@ -101,7 +93,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     main = main_variant(summary["kl"])
     tiles, control = [], all_controls(summary).get(main)
     if main in summary["recovered"]:
-        what = f"KL to full attention with {_subject(main)} than with the window alone"
+        what = f"KL to full attention with {describe(main)} than with the window alone"
         tiles.append(_change(summary["recovered"][main], what))
     if control is not None and foreign_row(main) in control["recovered"]:
         what = "with another document's memory in its place, which knows nothing of the text"

@@ -1,7 +1,7 @@
 """From records to numbers: totals over documents, their ratios and intervals."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,15 +16,6 @@ from pipeline.evaluation.variant_style import foreign_row, is_foreign, own_varia
 
 NOT_RECOVERING: tuple[Variant, ...] = ("full", "full_yarn", "window", "memory_off")
 """Variants that do not try to win back what the window loses."""
-
-
-def main_variant(rows: Collection[Row]) -> Variant | None:
-    """Of the variants measured, the one that the report is about: tokens chosen by the model with its cell, without it,
-    or its cell alone; the first of several."""
-    found = [parse_variant(row) for row in rows if not is_foreign(row)]
-    ranked = [spec for spec in found if spec.kind in ("retained", "ahn")]
-    ranked.sort(key=lambda spec: (spec.kind == "ahn", not spec.has_cell))
-    return ranked[0].name if ranked else None
 
 
 @dataclass(frozen=True)
