@@ -13,7 +13,8 @@ M = 6
 DEFAULT = ["full", "window", f"wider{M}", f"retained{M}", f"retained{M}_ahn", "ahn"]
 SMALL = ["--needles.tasks", "passkey", "--needles.depths", 0, "--needles.lengths", 300, "--absorbed.facts", 1,
          "--absorbed.documents", 1, "--absorbed.windows", 1, "--efficiency.new_tokens", 1, "--efficiency.lengths", 64,
-         "--max_documents", 2, "--suites", "heldout", "needles", "absorbed", "efficiency"]  # fmt: skip
+         "--max_documents", 2, "--pieces_per_document", 1,
+         "--suites", "heldout", "needles", "absorbed", "efficiency"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
