@@ -68,7 +68,7 @@ def colour_of(row: str) -> str:
     """A variant's, which its control shares. The same kind with other numbers of tokens is lighter or darker."""
     variant = own_variant(row)
     number, found = parse_variant(variant).num_tokens, COLOURS[_style(variant)]
-    whiteness = 0.1 * (number.bit_length() % 6)
+    whiteness = 0.14 * (number.bit_length() % 5)
     channels = (int(found[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(x + (255 - x) * whiteness):02x}" for x in channels)
 

@@ -1,6 +1,7 @@
 """Variants with retained tokens on a tiny float64 model, against simulations token by token and dense attention."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -196,6 +197,25 @@ def test_what_cannot_be_is_refused_in_a_line(folder, adapter) -> None:
             choose(model, ["full", "retained64_ahn"])
     with pytest.raises(UserError, match=r"^--variants oracle64: it sees the text's future.* add heldout to --suites"):
         choose(adapter, ["full", "oracle64"], ["needles"])
+
+
+def test_a_model_folder_says_what_it_retains_also_with_another_window(folder, adapter, tmp_path) -> None:
+    files = resolve_model(adapter, None)
+    assert (files.window, files.has_scorer) == (RETAINING, True)
+    assert files.choose_window(None, 20) == replace(RETAINING, window_size=20)
+    assert (
+        not resolve_model(folder / "adapter", None).has_scorer and not resolve_model(folder / "base", None).has_scorer
+    )
+    settings = json.loads((adapter / "ahn_config.json").read_text())
+    unknown = ("num_retained_tokens", "decision_interval", "has_scorer")
+    for name, changes in (("before", {}), ("scored", {"has_scorer": True}), ("torn", {"has_scorer": "yes"})):
+        (tmp_path / name).mkdir()
+        older = {key: value for key, value in settings.items() if key not in unknown} | changes
+        (tmp_path / name / "ahn_config.json").write_text(json.dumps(older))
+    assert (found := resolve_model(tmp_path / "before", None)).window == TINY_WINDOW and not found.has_scorer
+    assert (found := resolve_model(tmp_path / "scored", None)).window == TINY_WINDOW and found.has_scorer
+    with pytest.raises(UserError, match=r"is damaged .*has_scorer is 'yes'"):
+        resolve_model(tmp_path / "torn", None)
 
 
 def test_every_kind_has_a_name_and_a_colour_and_numbers_are_told_apart() -> None:
