@@ -1,6 +1,7 @@
 """A tiny base with a real tokenizer, and an adapter for it whose memory acts."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def make_base(folder: Path, tokenizer: Path, vocab_size: int) -> Path:
 
 
 def make_adapter(folder: Path, base: Path, window: WindowSpec = TINY_WINDOW) -> Path:
-    """Random, strong memories."""
+    """Random, strong memories, and scorers where the window retains tokens."""
     model = load_base(str(base), memory=MemoryConfig(), window=window, dtype=torch.float32)
     torch.manual_seed(1)
     state = {name: torch.randn_like(value) * 0.5 for name, value in adapter_state(model).items()}
@@ -44,8 +45,8 @@ def make_adapter(folder: Path, base: Path, window: WindowSpec = TINY_WINDOW) -> 
         "base_model": str(base),
         "base_fingerprint": base_fingerprint(str(base)),
         "memory": {"cell": "gated_delta_net", "init": "published"},
-        "num_sink_tokens": window.num_sink_tokens,
-        "window_size": window.window_size,
+        **asdict(window),
+        "has_scorer": window.num_retained_tokens > 0,
         "training": {},
     }
     save_adapter(folder, state, info)

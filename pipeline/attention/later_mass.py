@@ -47,10 +47,39 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
     at_once = max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens))
     for some in query.split(at_once):
         distance = some[:, None] - key
-        logits = q[:, :, some].unflatten(1, (k.shape[1], -1)).float() @ k[:, :, None].float().transpose(-1, -2) * scale
-        given = logits.masked_fill(distance < 0, -torch.inf).softmax(-1).mean(2)  # [B, Hkv, n, T]
+        given = _given(q, k, some, distance, scale)
         for number in range(num_bins):
             in_bin = (distance >= 2**number) & (distance < 2 ** (number + 1))
             sums[..., number] += (given * in_bin).sum(2)
             counts[:, number] += in_bin.sum(0)
     return LaterMass(sums, counts)
+
+
+@torch.no_grad()
+def mean_later_mass(q: Tensor, k: Tensor, window_size: int, *, scale: float) -> Tensor:
+    """The mass that each token is given on average by every query that comes `window_size` tokens later or more.
+
+    Args:
+        q: queries [B, Hq, T, D].
+        k: keys [B, Hkv, T, D].
+        window_size: R.
+        scale: factor on the attention scores.
+
+    Returns:
+        float32 [B, Hkv, T]; 0 for tokens without such a query. Quadratic in T.
+    """
+    num_tokens = k.shape[2]
+    token = torch.arange(num_tokens, device=k.device)
+    sums = torch.zeros(k.shape[:3], device=k.device)
+    for some in token.split(max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens))):
+        distance = some[:, None] - token
+        sums += (_given(q, k, some, distance, scale) * (distance >= window_size)).sum(2)
+    return sums / (num_tokens - window_size - token).clamp(min=1)
+
+
+def _given(q: Tensor, k: Tensor, queries: Tensor, distance: Tensor, scale: float) -> Tensor:
+    """Full attention of queries at n positions, which are `distance` [n, T] behind each token, on average over the
+    query heads of a group: [B, Hkv, n, T]."""
+    grouped = q[:, :, queries].unflatten(1, (k.shape[1], -1)).float()
+    logits = grouped @ k[:, :, None].float().transpose(-1, -2) * scale
+    return logits.masked_fill(distance < 0, -torch.inf).softmax(-1).mean(2)

@@ -16,7 +16,6 @@ from pipeline.config.evaluation import (
     PaperConfig,
     ProbingConfig,
     SuiteName,
-    Variant,
 )
 from pipeline.config.inference import AccountingConfig, DoctorConfig, FamiliesConfig, GenerateConfig, MergeConfig
 from pipeline.config.memory import MemoryConfig, WindowConfig
@@ -25,6 +24,7 @@ from pipeline.config.recall import RecallBaseConfig, RecallStudyConfig, RecallTa
 from pipeline.config.submit import Resources, SiteConfig, SubmitConfig
 from pipeline.config.teacher import TeacherCacheConfig
 from pipeline.config.training import TrainConfig, TrainRunConfig
+from pipeline.config.variants import Variant, VariantSpec, parse_variant
 
 __all__ = [
     "OWN_SUITES",
@@ -58,8 +58,10 @@ __all__ = [
     "TrainConfig",
     "TrainRunConfig",
     "Variant",
+    "VariantSpec",
     "WindowConfig",
     "parse_cli",
+    "parse_variant",
     "require",
     "to_plain",
 ]

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from pipeline.config.inference import check_window_flags
 from pipeline.config.parsing import require
+from pipeline.config.variants import Variant, parse_variant
 
-Variant = Literal["full", "full_yarn", "window", "compressive_max", "compressive_mean", "memory_off", "ahn"]
 SuiteName = Literal["heldout", "needles", "absorbed", "efficiency", "probing", "lveval", "infinitebench"]
 FetchName = Literal["lveval", "infinitebench", "longbench", "longbench2", "ruler", "babilong"]
 NeedleTask = Literal["single", "multi_key", "multi_value", "passkey", "variable_tracking"]
@@ -117,11 +117,14 @@ class EvalConfig:
     suites: list[SuiteName] = field(default_factory=lambda: list(OWN_SUITES))
     """What to measure. `heldout`, `needles`, `absorbed`, `efficiency` and `probing` need no download; `lveval` and
     `infinitebench` read --data_root. Other benchmarks: python -m pipeline.evaluation.lm_eval_run --help."""
-    variants: list[Variant] = field(
-        default_factory=lambda: ["full", "window", "compressive_max", "compressive_mean", "memory_off", "ahn"]
-    )
-    """What to compare: full attention (`full_yarn`: with YaRN), sinks + window, a Compressive Transformer's memory (max
-    or mean of 4 tokens) of the AHN's size, the AHN with its writes disabled, and the AHN."""
+    variants: list[Variant] | None = None
+    """What to compare. `full`: full attention (`full_yarn`: with YaRN); `window`: sinks + window; `compressive_max`,
+    `compressive_mean`: a Compressive Transformer's memory (of 4 tokens) of the AHN's size; `memory_off`: the AHN with
+    its writes disabled; `ahn`. With M tokens more, any M >= 1: `wider64`: a wider window; `retained64`: evicted ones
+    that the model's scorer chooses, `retained64_ahn`: with the AHN for the others; `random64`: drawn by --seed;
+    `received64`: by the attention mass that they received (H2O); `oracle64`, of `heldout` alone: by what later queries
+    will give them, which only the text's future tells. Default: full window compressive_max compressive_mean memory_off
+    ahn; of a model that retains M tokens full window widerM retainedM retainedM_ahn ahn."""
     data: str | None = None
     """Packed held-out documents written by launchers/prepare.py, a folder or its URL: for `heldout` and `probing`."""
     data_root: Path | None = None
@@ -132,7 +135,7 @@ class EvalConfig:
     """UTF-8 text of `needles`, `absorbed` and `efficiency`. Default: the Python language reference, repeated where it
     is too short."""
     seed: int = 0
-    """Draws needles, facts and what stands around them."""
+    """Draws needles, facts and what stands around them, and the tokens of `random64`."""
     base: str | None = None
     """Base model of an adapter. Default: the one that the adapter names."""
     num_sink_tokens: int | None = None
@@ -181,10 +184,12 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_window_flags(self.num_sink_tokens, self.window_size)
+        if self.variants is not None:
+            self.variants = [name for part in self.variants for name in part.split(",") if name]
+            for name in self.variants:
+                parse_variant(name)
         for name in ("suites", "variants"):
-            values = getattr(self, name)
-            require(len(values) > 0, f"--{name}: needs at least one value")
-            require(len(set(values)) == len(values), f"--{name}: {values} has one twice")
+            _require_distinct(name, getattr(self, name))
         for name in ("data_cache_bytes", "max_documents", "pieces_per_document", "max_examples", "max_context",
                      "logits_chunk_size", "prefill_chunk"):  # fmt: skip
             value = getattr(self, name)

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.attention.window import WindowSpec
-from pipeline.config import Variant
+from pipeline.config import Variant, parse_variant
 from pipeline.errors import UserError
+from pipeline.evaluation.variant_windows import variant_window
 
 FULL: tuple[Variant, ...] = ("full", "full_yarn")
 """Variants without a window."""
@@ -46,18 +47,29 @@ def _percentage(share: float) -> str:
     return "more than 99%" if rounded == "100%" and share < 1 else rounded
 
 
-def require_evictions(flag: str, longest: int, window: WindowSpec, variants: Collection[Variant]) -> None:
+def require_evictions(
+    flag: str, longest: int, window: WindowSpec, variants: Collection[Variant], decision_interval: int = 1
+) -> None:
     """
     Args:
         flag: what decides on the prompts' lengths, with its value.
         longest: tokens of the longest prompt.
         window: sinks and window.
         variants: that are to be measured.
+        decision_interval: of those that retain tokens.
 
     Raises:
-        UserError: nothing would be evicted, though one of the variants has a window.
+        UserError: one of the variants has a window and would read the whole of every prompt.
     """
-    if window.num_evicted(longest) == 0 and set(variants) - set(FULL):
+    windowed = [variant for variant in variants if variant not in FULL]
+    for variant in windowed:
+        kept = variant_window(parse_variant(variant), window, decision_interval).lossless_budget
+        if window.num_evicted(longest) > 0 and longest <= kept:
+            raise UserError(
+                f"{flag}: the longest prompt has {longest:,} tokens, and --variants {variant} keeps {kept:,}: it would "
+                f"be full attention; give longer ones, a smaller number, or --allow_no_evictions"
+            )
+    if window.num_evicted(longest) == 0 and windowed:
         raise UserError(
             f"{flag}: the longest prompt has {longest:,} tokens, and sinks + window keep {window.lossless_budget:,}: "
             f"nothing would be evicted, and the memory never read; give longer ones, a smaller --window_size, or "

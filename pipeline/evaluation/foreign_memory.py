@@ -22,7 +22,7 @@ def read_beside(reader: Reader, tokens: Tensor, beside: Tensor, cache: Hippocamp
     """Goes on reading `tokens` into the first row of `cache`, with the memory of the second row, which reads `beside`.
 
     Args:
-        reader: of variant `ahn`; parts of half its `prefill_chunk` of both texts at a time.
+        reader: of a variant with a memory; parts of half its `prefill_chunk` of both texts at a time.
         tokens, beside: int64 [N] each.
         cache: new, or of an earlier call.
 

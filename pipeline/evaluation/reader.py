@@ -7,6 +7,12 @@ memory_off           sinks + window + AHN whose writes are disabled
 compressive_max      sinks + window + evicted tokens, pooled by four (arXiv 1911.05507): the newest of them, in as
 compressive_mean     many bytes as the AHN's state
 ahn                  sinks + window + AHN
+wider64              sinks + a window of 64 tokens more (as many as `retained64` keeps)
+retained64           sinks + window + 64 evicted tokens a key-value head, chosen by the model's scorer
+retained64_ahn       the same + AHN, which compresses the others
+random64             sinks + window + 64 evicted tokens, drawn by the seed
+received64           sinks + window + the 64 that received most attention in the window (H2O, arXiv 2306.14048)
+oracle64             sinks + window + the 64 that later queries will read most: an upper bound that sees the future
 """
 
 import copy
@@ -19,48 +25,63 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.attention.window import WindowSpec
-from pipeline.config import Variant
+from pipeline.config import Variant, parse_variant
 from pipeline.errors import UserError
 from pipeline.evaluation.continuations import ContinuationScores, score_continuation
+from pipeline.evaluation.oracle import later_mass_scores
 from pipeline.evaluation.shared_prefix import read
+from pipeline.evaluation.variant_caches import make_cache
+from pipeline.evaluation.variant_windows import variant_window
 from pipeline.model.cache import HippocampusCache
-from pipeline.model.compressive_cache import CompressiveCache
-
-EVERYTHING = WindowSpec(0, 2**62)
 
 
 class Reader:
     """One model under one variant. Reading in parts of `prefill_chunk` tokens, memory is that of the cache.
 
     Args:
-        model: an AHN model in eval mode; its memories are used by `ahn` and `memory_off` only.
+        model: an AHN model in eval mode; its memories are used by `ahn`, `memory_off` and `retained*` only.
         variant: see the module's docstring.
-        window: what attention keeps, but with full attention.
+        window: sinks and window of all variants, but of full attention.
         prefill_chunk: tokens that are read at a time.
         yarn_factor: of `full_yarn`; how many times the base's max_position_embeddings.
+        decision_interval: of variants that retain tokens.
+        seed: of `random*`.
+
+    Attributes:
+        kept: what the variant's attention keeps as it is.
+        has_cell: whether the model's cells compress what attention no longer sees.
 
     Raises:
         UserError: `full_yarn` of a base whose RoPE is not plain.
     """
 
     def __init__(
-        self, model: PreTrainedModel, variant: Variant, window: WindowSpec, prefill_chunk: int, yarn_factor: float
+        self,
+        model: PreTrainedModel,
+        variant: Variant,
+        window: WindowSpec,
+        prefill_chunk: int,
+        yarn_factor: float,
+        decision_interval: int = 1,
+        seed: int = 0,
     ) -> None:
         self.model, self.variant, self.window, self.prefill_chunk = model, variant, window, prefill_chunk
-        self.yarn_factor = yarn_factor
+        self.yarn_factor, self._seed, self._spec = yarn_factor, seed, parse_variant(variant)
+        self.kept = variant_window(self._spec, window, decision_interval)
+        self.has_cell = self._spec.has_cell
         if variant == "full_yarn":
             self.check_yarn(model.config)
 
     def new_cache(self) -> HippocampusCache:
-        """An empty cache of the variant; it takes snapshots and restores them."""
-        if self.variant in ("full", "full_yarn"):
-            return HippocampusCache(self.model.config, EVERYTHING, memory="off")
-        if self.variant == "compressive_max":
-            return CompressiveCache(self.model.config, self.model.dtype, self.window, pooling="max")
-        if self.variant == "compressive_mean":
-            return CompressiveCache(self.model.config, self.model.dtype, self.window, pooling="mean")
-        mode = {"window": "off", "memory_off": "no_writes", "ahn": "on"}[self.variant]
-        return HippocampusCache(self.model.config, self.window, memory=mode)
+        """An empty cache of the variant, which is not `oracle`; it takes snapshots and restores them."""
+        return make_cache(self.model, self._spec, self.kept, self._seed)
+
+    def _cache_for(self, ids: Tensor) -> HippocampusCache:
+        """An empty cache for a text [1, T], of any variant."""
+        if self._spec.kind != "oracle":
+            return self.new_cache()
+        scores = later_mass_scores(self.model, ids[0], self.window)
+        return make_cache(self.model, self._spec, self.kept, self._seed, scores)
 
     def read(self, tokens: Sequence[int] | Tensor, cache: HippocampusCache) -> None:
         """Reads tokens [T] into the cache; no logit is computed."""
@@ -70,7 +91,8 @@ class Reader:
     @torch.no_grad()
     def hidden_states(self, tokens: Sequence[int] | Tensor, positions: Tensor) -> Tensor:
         """Final normed hidden states [M, hidden] of a text [T] read from its beginning, at `positions` [M], sorted."""
-        ids, cache, found = self._ids(tokens), self.new_cache(), []
+        ids, found = self._ids(tokens), []
+        cache = self._cache_for(ids)
         with self._rotation():
             for start in range(0, ids.shape[1], self.prefill_chunk):
                 part = ids[:, start : start + self.prefill_chunk]

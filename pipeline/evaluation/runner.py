@@ -51,6 +51,7 @@ def evaluate(inputs: EvaluationInputs, suites: Sequence[Suite], ranks: LaunchedR
         "window_size": inputs.window.window_size,
         "dtype": str(dtype),
         "yarn_factor": config.yarn_factor,
+        "seed": config.seed,
         "evicted": "counted",
     }
     settings = {suite.name: suite.settings for suite in suites if suite.name not in unmeasured}
@@ -128,7 +129,8 @@ def measure_share(
     config = inputs.config
 
     def reader(variant: Variant) -> Reader:
-        return Reader(model, variant, inputs.window, config.prefill_chunk, config.yarn_factor)
+        options = config.prefill_chunk, config.yarn_factor, inputs.decision_interval, config.seed
+        return Reader(model, variant, inputs.window, *options)
 
     readers = {variant: reader(variant) for variant in dict.fromkeys(v for _, unit in share for v in unit.variants)}
     remedy = (

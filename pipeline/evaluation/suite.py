@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.attention.window import WindowSpec
 from pipeline.config import EvalConfig, Variant
 from pipeline.data.loader import PackedDataset
+from pipeline.evaluation.variant_windows import largest_budget
 from pipeline.model.files import ModelFiles
 
 if TYPE_CHECKING:  # torch and transformers take 4 s, and launchers/paper.py needs Table alone
@@ -30,8 +31,9 @@ def default_multiples(unit: int, counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """What suites are made from. `variants`: those asked for that the model has. `haystack`: tokens of a long text.
-    `dataset`: None without --data."""
+    """What suites are made from. `window`: sinks and window; `decision_interval`: of variants that retain tokens.
+    `variants`: those asked for that the model has. `haystack`: tokens of a long text. `dataset`: None without --data.
+    """
 
     config: EvalConfig
     files: ModelFiles
@@ -40,6 +42,12 @@ class EvaluationInputs:
     tokenizer: "PreTrainedTokenizerBase"
     haystack: Sequence[int]
     dataset: PackedDataset | None
+    decision_interval: int = 1
+
+    @property
+    def largest_budget(self) -> int:
+        """The most tokens that one of the variants with a window keeps."""
+        return largest_budget(self.variants, self.window, self.decision_interval)
 
 
 @dataclass(frozen=True)

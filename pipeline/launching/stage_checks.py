@@ -201,6 +201,7 @@ def check_evaluation(experiment: Experiment) -> None:
         data = experiment.find_data(config.data, config.data_cache, config.data_cache_bytes)
         with findings.of("evaluate"):
             check_tokenizer(data, config.data, tokenizer)
+        window = window.without_retained
         least = window.lossless_budget + 2
         require(
             data.seq_len >= least,

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +25,14 @@ class ModelFiles:
     """A folder as --model names it.
 
     `base` is an adapter's base (folder or hub id), None for a whole model. `window` is what the memory was
-    stored with, None for a plain base.
+    stored with, None for a plain base. `has_scorer`: it has what chooses tokens to retain.
     """
 
     folder: Path
     kind: Literal["adapter", "published", "merged", "base"]
     base: str | None
     window: WindowSpec | None
+    has_scorer: bool = False
 
     @property
     def tokenizer(self) -> str:
@@ -49,8 +50,8 @@ class ModelFiles:
                 if value is not None:
                     raise UserError(f"--{flag} {value}: --model {self.folder} is a plain base, which has no window")
             return None
-        sinks = self.window.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
-        return WindowSpec(sinks, self.window.window_size if window_size is None else window_size)
+        given = {"num_sink_tokens": num_sink_tokens, "window_size": window_size}
+        return replace(self.window, **{name: value for name, value in given.items() if value is not None})
 
 
 def resolve_model(model: Path, base: str | None) -> ModelFiles:
@@ -67,17 +68,17 @@ def resolve_model(model: Path, base: str | None) -> ModelFiles:
     if (model / ADAPTER_CONFIG).is_file():
         with _parsing(model, ADAPTER_CONFIG):
             settings = json.loads((model / ADAPTER_CONFIG).read_bytes())
-            window, trained_on = _window_of(settings), settings["base_model"]
+            (window, has_scorer), trained_on = _memory_of(settings), settings["base_model"]
             _check_type("base_model", trained_on, str)
-        return ModelFiles(model, "adapter", _resolve_base(model, trained_on, base), window)
+        return ModelFiles(model, "adapter", _resolve_base(model, trained_on, base), window, has_scorer)
     if not (model / "config.json").is_file():
         raise UserError(f"--model {model} holds neither {ADAPTER_CONFIG} (adapter) nor config.json (model)")
     if base is not None:
         raise UserError(f"--base {base}: --model {model} is a whole model; only an adapter needs a base")
     with _parsing(model, "config.json"):
         memory = json.loads((model / "config.json").read_bytes()).get("ahn")
-        window = None if memory is None else _window_of(memory)
-    return ModelFiles(model, "base" if window is None else "merged", None, window)
+        window, has_scorer = (None, False) if memory is None else _memory_of(memory)
+    return ModelFiles(model, "base" if window is None else "merged", None, window, has_scorer)
 
 
 def fetch_model(model: str, flag: str = "--model") -> Path:
@@ -181,11 +182,15 @@ def _parsing(model: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def _window_of(settings: dict) -> WindowSpec:
-    window = WindowSpec(settings["num_sink_tokens"], settings["window_size"])
-    _check_type("num_sink_tokens", window.num_sink_tokens, int)
-    _check_type("window_size", window.window_size, int)
-    return window
+def _memory_of(settings: dict) -> tuple[WindowSpec, bool]:
+    """The window, and whether there is a scorer; models from before tokens were retained say nothing of either."""
+    numbers = {name: settings[name] for name in ("num_sink_tokens", "window_size")}
+    numbers |= {name: settings[name] for name in ("num_retained_tokens", "decision_interval") if name in settings}
+    for name, value in numbers.items():
+        _check_type(name, value, int)
+    window, has_scorer = WindowSpec(**numbers), settings.get("has_scorer", False)
+    _check_type("has_scorer", has_scorer, bool)
+    return window, has_scorer or window.num_retained_tokens > 0
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

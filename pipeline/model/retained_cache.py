@@ -6,18 +6,34 @@ known of a token lies in its slot: position, what its score is made of, and whet
 for its turn to be dropped.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.ahn.base import Gates
 from pipeline.attention.received import received_mass, sampling_stride
+from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.model.cache_layer import MIN_CAPACITY, HippocampusLayer, MemoryMode
 
 Table = dict[str, Tensor]
 """Facts of tokens by name, [B, Hkv, tokens] or [B, Hkv, tokens, n]."""
+BaseAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""The base's own kernel on q [B, Hq, T, D], k, v [B, Hkv, K, D] and a mask or None: [B, T, Hq, D]."""
 EMPTY = -1
+
+
+class TokenScorer(Protocol):
+    """What chooses a layer's tokens in place of its memory's scorer."""
+
+    def score_positions(self, positions: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+        """What is known of the scores of tokens when they come, [n, T, Hkv] of `dtype`; positions int64 [n, T]."""
+
+    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
+        """Scores [.., Hkv] when they leave the window, from `score_positions`' and the masses they received."""
 
 
 class RetainedLayer(HippocampusLayer):
@@ -25,11 +41,16 @@ class RetainedLayer(HippocampusLayer):
 
     `keys`, `values`: [B, Hkv, slots, D]. `facts`, [B, Hkv, slots] each: `position` in the row's document (-1: no
     token), `partial` score, `received` mass, `doomed`; and `gates.*` [B, Hkv, slots, group]. `sampled`: the queries so
-    far that masses are made from, [B, Hq, n, D], scaled; None for padded rows and once a token was dropped.
+    far that masses are made from, [B, Hq, n, D], scaled; None for padded rows and once a token was dropped. `scorer`:
+    in place of the memory's.
     """
 
-    def __init__(self, window: WindowSpec, memory: MemoryMode = "on") -> None:
+    decodes_in_place = True
+    """Whether single tokens are read without sorting what is kept; `attend` is not called for those then."""
+
+    def __init__(self, window: WindowSpec, memory: MemoryMode = "on", scorer: TokenScorer | None = None) -> None:
         super().__init__(window, memory)
+        self.scorer = scorer
         self.facts: Table = {}
         self.sampled: Tensor | None = None
 
@@ -54,6 +75,23 @@ class RetainedLayer(HippocampusLayer):
         for name, gate in gates.items():
             table[f"gates.{name}"] = gate.unflatten(2, (shape[1], -1)).transpose(1, 2)
         return table
+
+    def attend(
+        self, q: Tensor, whole: Table, drops: Tensor, *, scale: float, base_attention: BaseAttention
+    ) -> Tensor:  # fmt: skip
+        """Attention of the next tokens of unpadded rows, [B, T, Hq, D].
+
+        Args:
+            q: queries [B, Hq, T, D].
+            whole: what is kept before them, in order, and themselves.
+            drops: which candidates of it leave before the last queries, one each, int64 [B, Hkv, n].
+            scale: factor on the scores.
+            base_attention: of the layer.
+        """
+        keys, values = whole["keys"], whole["values"]
+        if drops.shape[2] == 0:
+            return base_attention(q, keys, values, causal_mask(q, keys.shape[2]))
+        return retained_attention(q, keys, values, self.window, drops, scale=scale)
 
     def table(self) -> Table:
         """All slots."""
@@ -113,13 +151,13 @@ class RetainedLayer(HippocampusLayer):
         self.facts["received"][:, :, : self.num_seen] = received
 
     def reset(self) -> None:
-        self.__init__(self.window, self.memory)
+        self.__init__(self.window, self.memory, self.scorer)
 
     def rows(self) -> list["RetainedLayer"]:
         """Each row of a padded batch as a layer of its own, without its padding."""
         rows = []
         for number, padding in enumerate(self.padding.tolist()):
-            row = RetainedLayer(self.window, self.memory)
+            row = RetainedLayer(self.window, self.memory, self.scorer)
             row.lazy_initialization(self.keys[number : number + 1], self.values[number : number + 1])
             row.num_seen = max(0, self.num_seen - padding)
             kept = min(row.num_seen, self.window.lossless_budget)
@@ -170,6 +208,16 @@ def grow(name: str, x: Tensor, slots: int) -> Tensor:
     """More slots, empty ones."""
     missing = (0, slots - x.shape[2]) if x.ndim == 3 else (0, 0, 0, slots - x.shape[2])
     return F.pad(x, missing, value=EMPTY if name == "position" else 0)
+
+
+def causal_mask(q: Tensor, num_keys: int) -> Tensor | None:
+    """For the last queries of `num_keys` tokens; None where the base's kernel needs none."""
+    num_queries = q.shape[2]
+    if num_queries in (1, num_keys):
+        return None
+    query = torch.arange(num_keys - num_queries, num_keys, device=q.device)
+    mask = torch.arange(num_keys, device=q.device) <= query[:, None]
+    return mask[None, None].expand(q.shape[0], 1, -1, -1)
 
 
 def join_tables(first: Table, second: Table) -> Table:

@@ -1,21 +1,13 @@
 """Steps with a cache in a layer that retains tokens."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
-from pipeline.ahn.retention_scorer import RetentionScorer
 from pipeline.attention.received import received_mass, sampling_stride
-from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.retention import decided_order
-from pipeline.attention.window import WindowSpec
-from pipeline.model.retained_cache import EMPTY, RetainedLayer, Table, join_tables, take
-
-BaseAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""The base's own kernel on q [B, Hq, T, D], k, v [B, Hkv, K, D] and a mask or None: [B, T, Hq, D]."""
+from pipeline.model.retained_cache import EMPTY, BaseAttention, RetainedLayer, Table, join_tables, take
 
 
 def attend_retained(
@@ -25,7 +17,7 @@ def attend_retained(
     """Attention and memory read of the next tokens, [B, T, Hq, D]; k and v [B, Hkv, T, D] are theirs."""
     if layer.padding is None:
         beyond = layer.num_seen + q.shape[2] > layer.window.lossless_budget
-        if q.shape[2] == 1 and beyond and layer.facts:
+        if q.shape[2] == 1 and beyond and layer.facts and layer.decodes_in_place:
             return _decode(q, k, v, hidden, memory, layer, scale, base_attention)
         return _read_on(q, k, v, hidden, memory, layer, scale, base_attention)
     if q.shape[2] == 1 and layer.facts:
@@ -55,7 +47,7 @@ def _read_on(
     document of which the dropped tokens are missing: the same rule goes on from it."""
     window, seen = layer.window, layer.num_seen
     gates = {} if layer.memory == "off" else memory.fn.write_gates(hidden)
-    new = layer.new_tokens(k, v, gates, memory.retention.score_hidden(hidden), seen)
+    new = layer.new_tokens(k, v, gates, _score_new(memory, layer, hidden), seen)
     old = layer.in_order()
     num_old = min(seen, window.lossless_budget)
     whole = join_tables(old, new)
@@ -67,12 +59,13 @@ def _read_on(
         layer.sample(q, scale)
         layer.append(new)
         layer.facts["received"][:, :, :num_tokens] = whole["received"]
-        return base_attention(q, whole["keys"], whole["values"], _causal_mask(q, num_tokens))
+        none = torch.empty(*k.shape[:2], 0, dtype=torch.int64, device=k.device)
+        return layer.attend(q, whole, none, scale=scale, base_attention=base_attention)
     candidates = slice(window.num_sink_tokens, num_tokens - window.window_size)
     facts = {name: whole[name][:, :, candidates] for name in ("partial", "received", "doomed")}
-    order = _next_drops(memory.retention, facts, layer.num_pending, window)
+    order = _next_drops(facts, memory, layer)
     drops = order[..., :num_drops]
-    output = retained_attention(q, whole["keys"], whole["values"], window, drops, scale=scale)
+    output = layer.attend(q, whole, drops, scale=scale, base_attention=base_attention)
     if layer.memory != "off":
         dropped = take(whole, window.num_sink_tokens + drops)
         output = _add_read(output, q, hidden, dropped, None, memory, layer)
@@ -81,18 +74,29 @@ def _read_on(
     return output
 
 
-def _next_drops(scorer: RetentionScorer, facts: Table, num_pending: int, window: WindowSpec) -> Tensor:
+def _score_new(memory: Memory, layer: RetainedLayer, hidden: Tensor) -> Tensor:
+    """What is known of the scores of the next tokens, [B, T, Hkv]."""
+    if layer.scorer is None:
+        return memory.retention.score_hidden(hidden)
+    positions = layer.positions(layer.num_seen, layer.num_seen + hidden.shape[1])
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return layer.scorer.score_positions(positions, layer.keys.shape[1], dtype).expand(hidden.shape[0], -1, -1)
+
+
+def _next_drops(facts: Table, memory: Memory, layer: RetainedLayer) -> Tensor:
     """Candidates [B, Hkv, n] in the order in which they are dropped, of all on which there is a decision."""
-    scores = _finish(scorer, facts["partial"], facts["received"])
+    window, num_pending = layer.window, layer.num_pending
+    scores = _finish(facts, memory, layer)
     first = (~facts["doomed"]).to(torch.int8).argsort(dim=2, stable=True)  # the pending ones, then the others
     pending, rest = first[..., :num_pending], first[..., num_pending:]
     later = decided_order(scores.gather(2, rest), window.num_retained_tokens, window.decision_interval)
     return torch.cat([pending, rest.gather(2, later)], 2)
 
 
-def _finish(scorer: RetentionScorer, partial: Tensor, received: Tensor) -> Tensor:
+def _finish(facts: Table, memory: Memory, layer: RetainedLayer) -> Tensor:
     """Scores [B, Hkv, n]."""
-    return scorer.finish(partial.transpose(1, 2), received.transpose(1, 2)).transpose(1, 2)
+    scorer = memory.retention if layer.scorer is None else layer.scorer
+    return scorer.finish(facts["partial"].transpose(1, 2), facts["received"].transpose(1, 2)).transpose(1, 2)
 
 
 def _keep(layer: RetainedLayer, whole: Table, order: Tensor, num_drops: int) -> None:
@@ -114,11 +118,11 @@ def _decode(
     """
     window = layer.window
     gates = {} if layer.memory == "off" else memory.fn.write_gates(hidden)
-    new = layer.new_tokens(k, v, gates, memory.retention.score_hidden(hidden), 0)
+    new = layer.new_tokens(k, v, gates, _score_new(memory, layer, hidden), 0)
     layer.make_room(new, layer.num_seen + 1)
     query = layer.positions(layer.num_seen, layer.num_seen + 1)[..., None]  # [1 or B, 1, 1]
     new["position"] = query.expand(new["position"].shape)
-    slot = _choose_slot(memory.retention, layer, query)
+    slot = _choose_slot(memory, layer, query)
     dropped = take(layer.table(), slot)
     is_token = query >= 0
     for name, x in layer.table().items():
@@ -138,7 +142,7 @@ def _decode(
     return _add_read(output, q, hidden, dropped, query >= window.lossless_budget, memory, layer)
 
 
-def _choose_slot(scorer: RetentionScorer, layer: RetainedLayer, query: Tensor) -> Tensor:
+def _choose_slot(memory: Memory, layer: RetainedLayer, query: Tensor) -> Tensor:
     """The slot that the next token takes, int64 [B, Hkv, 1], after a decision where one is due."""
     window, facts = layer.window, layer.facts
     position = facts["position"]
@@ -146,7 +150,7 @@ def _choose_slot(scorer: RetentionScorer, layer: RetainedLayer, query: Tensor) -
         event = query - window.num_sink_tokens - window.window_size
         is_due = (event >= window.num_held) & ((event - window.num_held) % window.decision_interval == 0)
         is_candidate = (position >= window.num_sink_tokens) & (position <= query - window.window_size)
-        scores = _finish(scorer, facts["partial"], facts["received"]).masked_fill(~is_candidate, torch.inf)
+        scores = _finish(facts, memory, layer).masked_fill(~is_candidate, torch.inf)
         by_age = position.argsort(dim=2)
         worst = by_age.gather(2, scores.gather(2, by_age).argsort(dim=2, stable=True))
         loses = torch.zeros_like(facts["doomed"]).scatter(2, worst[..., : window.decision_interval], True)
@@ -205,13 +209,3 @@ def _add_read(
     )
     num_before = output.shape[1] - num_reads
     return torch.cat([output[:, :num_before], output[:, num_before:] + read.to(output.dtype)], 1)
-
-
-def _causal_mask(q: Tensor, num_keys: int) -> Tensor | None:
-    """For the last queries of `num_keys` tokens; None where the base's kernel needs none."""
-    num_queries = q.shape[2]
-    if num_queries in (1, num_keys):
-        return None
-    query = torch.arange(num_keys - num_queries, num_keys, device=q.device)
-    mask = torch.arange(num_keys, device=q.device) <= query[:, None]
-    return mask[None, None].expand(q.shape[0], 1, -1, -1)

@@ -4,13 +4,12 @@ import json
 import resource
 import shutil
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
 from pipeline.attention.window import WindowSpec
-from pipeline.config import AbsorbedConfig, EfficiencyConfig, EvalConfig, NeedlesConfig, Variant
+from pipeline.config import AbsorbedConfig, EfficiencyConfig, EvalConfig, NeedlesConfig
 from pipeline.distributed.launch import LaunchedRank
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.suite import AbsorbedSuite
@@ -23,7 +22,7 @@ from pipeline.evaluation.needles.suite import NeedlesSuite
 from pipeline.evaluation.records import EvaluationFolder
 from pipeline.evaluation.runner import evaluate
 from pipeline.evaluation.suite import EvaluationInputs, Unit
-from pipeline.evaluation.unmeasured import NEEDS_ONE_OF, why_unmeasured
+from pipeline.evaluation.unmeasured import CAUSAL, NEEDS_ONE_OF, why_unmeasured
 from pipeline.evaluation.waiting import wait_for_all
 from pipeline.folder_claim import OWNER_NAME
 from pipeline.model.export import export_published
@@ -123,10 +122,10 @@ SUITES = {"needles": NeedlesSuite, "efficiency": EfficiencySuite, "absorbed": Ab
 def test_suites_say_truly_which_variants_they_need(base, tmp_path) -> None:
     (tmp_path / "haystack.txt").write_text("One word after another. " * 200)
     config = EvalConfig(
-        model=make_adapter(tmp_path / "adapter", base),
+        model=make_adapter(tmp_path / "adapter", base, WindowSpec(4, 12, 3)),
         output=tmp_path / "out",
         suites=list(SUITES),
-        variants=list(get_args(Variant)),
+        variants=list(CAUSAL),
         haystack=tmp_path / "haystack.txt",
         needles=NeedlesConfig(lengths=[300]),
         efficiency=EfficiencyConfig(lengths=[16]),
@@ -136,7 +135,7 @@ def test_suites_say_truly_which_variants_they_need(base, tmp_path) -> None:
     inputs = make_inputs(config, files, files.window, None)
     for name, suite in SUITES.items():
         alone = {variant: suite(replace(inputs, variants=(variant,))).units() for variant in inputs.variants}
-        needed = NEEDS_ONE_OF.get(name, inputs.variants)
+        needed = NEEDS_ONE_OF.get(name, CAUSAL)
         assert {variant for variant, units in alone.items() if units} == set(needed), name
     assert "needs --variants ahn, and --model" in why_unmeasured("probing", inputs)
 
@@ -168,5 +167,5 @@ def test_a_base_without_its_tokenizer_is_named_in_a_line(base, tmp_path) -> None
     (tmp_path / "base/tokenizer.json").unlink()
     config = EvalConfig(model=tmp_path / "base", output=tmp_path / "out", suites=["needles"])
     with pytest.raises(UserError, match="base has no tokenizer that can be read") as caught:
-        make_inputs(config, resolve_model(tmp_path / "base", None), None, None)
+        make_inputs(config, resolve_model(tmp_path / "base", None), WindowSpec(4, 12), None)
     assert "\n" not in str(caught.value)

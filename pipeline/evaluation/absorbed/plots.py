@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.evaluation.drawing import draw
-from pipeline.evaluation.variant_style import COLOURS, label
+from pipeline.evaluation.variant_style import colour_of, label
 
 
 def plot_distances(summary: dict[str, Any]) -> bytes:
@@ -11,7 +11,7 @@ def plot_distances(summary: dict[str, Any]) -> bytes:
     variants = summary["variants"]
     with draw(3.8) as ((axes,), drawing):
         for row, found in variants.items():
-            colour = COLOURS["ahn" if row == "foreign" else row]
+            colour = colour_of(row)
             windows, values = ([distance[name] for distance in found] for name in ("windows", "log_prob"))
             axes.plot(windows, values, color=colour, marker="o", markersize=3.5,
                       linestyle=":" if row == "foreign" else "-", label=label(row))  # fmt: skip

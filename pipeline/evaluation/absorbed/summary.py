@@ -1,7 +1,7 @@
 """From records to numbers: what each variant still knows of a document, by distance."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from pipeline.config import Variant
 from pipeline.evaluation.needles.ratios import WITHOUT_LOSS, log_prob_difference, recovered, score, sum_answers
 from pipeline.evaluation.suite import Record
 
-Row = Variant | Literal["foreign"]
-"""`foreign`: the AHN with the memory of another document."""
+Row = str
+"""A variant, or its control as variant_style.py names it; `foreign`: the AHN with the memory of another document."""
 
 
 def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: Sequence[int]) -> dict[str, Any]:

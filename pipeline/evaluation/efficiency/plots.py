@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from pipeline.evaluation.drawing import draw
 from pipeline.evaluation.efficiency.summary import is_measured
 from pipeline.evaluation.suite import Record
-from pipeline.evaluation.variant_style import COLOURS, LABELS
+from pipeline.evaluation.variant_style import colour_of, label
 
 
 def plot_efficiency(contexts: Sequence[Record]) -> bytes:
@@ -22,15 +22,15 @@ def plot_efficiency(contexts: Sequence[Record]) -> bytes:
         for variant, records in by_variant.items():
             measured = [r for r in records if is_measured(r)]
             accounted = [r for r in records if r["accounted"] is not None]
-            dots = {"color": COLOURS[variant], "label": LABELS[variant], "marker": "o", "markersize": 4}
-            line = {"color": COLOURS[variant], "linewidth": 1.4}
+            dots = {"color": colour_of(variant), "label": label(variant), "marker": "o", "markersize": 4}
+            line = {"color": colour_of(variant), "linewidth": 1.4}
             _draw(prefill, measured, lambda r: r["prefill_s"], dots | {"linewidth": 1})
             _draw(decode, measured, lambda r: 1000 * r["decode_s"], dots | {"linewidth": 1})
             _draw(cache, measured, lambda r: r["cache_bytes"] / 2**20, dots | {"linestyle": "none"})
             _draw(cache, accounted, lambda r: r["accounted"]["kept_bytes"] / 2**20, line)
             for axes in flops:
                 _draw(axes, accounted, lambda r: r["accounted"]["prefill_flops"] / 1e9, line)
-        for axes, label in (
+        for axes, text in (
             (prefill, "read (s)"),
             (cache, "cache (MiB)"),
             *((axes, "read (GFLOPs)") for axes in flops),
@@ -38,7 +38,7 @@ def plot_efficiency(contexts: Sequence[Record]) -> bytes:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:,g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_ylabel(label)
+            axes.set_ylabel(text)
         decode.set_ylabel("new token (ms)")
         decode.set_ylim(bottom=0)
         lengths = sorted({r["length"] for r in contexts})

@@ -6,7 +6,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.efficiency.plots import plot_efficiency
 from pipeline.evaluation.efficiency.summary import GROWING, figures_of, is_measured
 from pipeline.evaluation.suite import Picture, Record, Section, Table
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import label
 
 MIB = 2**20
 
@@ -27,8 +27,8 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
         f"{new_tokens} tokens after one that is not timed, logits included; reading computes none, the accounted FLOPs "
         f"have them for every token. Buffers grow by doubling, with full attention without end and otherwise up to W "
         f"= {window.lossless_budget:,} tokens, so any cache of fewer tokens, and any with full attention, may hold up "
-        f"to twice what it needs. {LABELS['memory_off']} and {LABELS['full_yarn']} cost what {LABELS['ahn']} and "
-        f"{LABELS['full']} cost.{apart}"
+        f"to twice what it needs. {label('memory_off')} and {label('full_yarn')} cost what {label('ahn')} and "
+        f"{label('full')} cost.{apart}"
     )
     caption = "Dots: measured. Lines in the two lower panels: accounting (pipeline/metrics/accounting.py)."
     title, alt = "Time and memory against the length of the context", "Time, cache and FLOPs by length of the context"
@@ -39,13 +39,13 @@ def make_section(summary: dict[str, Any], window: WindowSpec, new_tokens: int, p
 
 def _growth(growth: dict[str, list[dict[str, float]]]) -> Table:
     rows = [
-        [LABELS[variant], f"{steps[-1]['from']:,} to {steps[-1]['to']:,}",
+        [label(variant), f"{steps[-1]['from']:,} to {steps[-1]['to']:,}",
          *(f"x {steps[-1][name]:.2f}" for name in GROWING)]
         for variant, steps in growth.items()
         if steps
     ]  # fmt: skip
     caption = "When the context doubles, between the two longest that were measured"
-    emphasised = [i for i, row in enumerate(rows) if row[0] == LABELS["ahn"]]
+    emphasised = [i for i, row in enumerate(rows) if row[0] == label("ahn")]
     return Table(["attention", "tokens", "time to read it", "time of a new token", "cache"], rows, caption, emphasised)
 
 
@@ -61,6 +61,6 @@ def _contexts(contexts: list[Record]) -> Table:
             accounted = [f"{a['kept_bytes'] / MIB:.2f}", f"{a['cache_bytes'] / MIB:.2f}",
                          f"{a['prefill_flops'] / 1e9:,.1f}", f"{a['decode_flops'] / 1e9:.3f}"]  # fmt: skip
         peak = [] if not on_cuda else [""] if r["peak_bytes"] is None else [f"{r['peak_bytes'] / MIB:,.0f}"]
-        rows.append([LABELS[r["variant"]], f"{r['length']:,}", *figures_of(r), *accounted, *peak])
+        rows.append([label(r["variant"]), f"{r['length']:,}", *figures_of(r), *accounted, *peak])
     header = [*header, "CUDA peak (MiB)"] if on_cuda else header
     return Table(header, rows, f"All {len(rows)} contexts", is_folded=True)

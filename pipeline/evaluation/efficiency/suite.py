@@ -39,7 +39,7 @@ class EfficiencySuite:
             raise UserError(f"--haystack {config.haystack}: `efficiency` reads it, and it holds no token")
         self._haystack, self._window = inputs.haystack, inputs.window
         self._new_tokens, self._prefill_chunk = config.efficiency.new_tokens, config.prefill_chunk
-        budget = inputs.window.lossless_budget
+        budget = inputs.largest_budget
         multiples = [count * budget for count in default_multiples(budget, DEFAULT_WINDOWS)]
         self._lengths = sorted(set(config.efficiency.lengths or multiples))
         self._variants = [v for v in inputs.variants if v not in AS_COSTLY_AS_ANOTHER]

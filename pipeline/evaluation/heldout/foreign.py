@@ -1,7 +1,8 @@
 """The control of suite `heldout`: a text read with the memory of another one.
 
 A trained memory gains over the window in two ways: it remembers the text, and it adapts the model to a window, whatever
-it holds. Another text's memory can do the second alone.
+it holds. Another text's memory can do the second alone. So can another text's retained tokens, which tell besides how
+much is gained by any keys and values at all.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pipeline.evaluation.foreign_memory import read_beside
 from pipeline.evaluation.heldout.pieces import Piece
+from pipeline.evaluation.lending_cache import LendingCache
 from pipeline.evaluation.reader import Reader
 
 
@@ -38,20 +40,24 @@ def _length(piece: Piece) -> int:
 
 
 def read_with_foreign_memory(reader: Reader, tokens: Tensor, other: Tensor, positions: Tensor) -> Tensor:
-    """Final normed hidden states [M', hidden] of `tokens`, when each layer reads the memory of `other` instead.
+    """Final normed hidden states [M', hidden] of `tokens`, when each layer reads the memory of `other` instead, and
+    sees the tokens that it retains of `other` instead of the own.
 
-    After token t of either text its memory has had tokens S to t - R, so the control goes as far as t < len(other) + R.
+    After token t of either text its memory has had tokens S to t - R, so the control goes as far as t < len(other) + R;
+    where tokens are retained as far as t < len(other), for queries of the text behind it would have a say in which.
 
     Args:
-        reader: of variant `ahn`.
+        reader: of variant `ahn`, `retained*` or `retained*_ahn`.
         tokens: int64 [N].
         other: int64 [N'].
         positions: int64 [M] in [0, N), rising; the first M' are within reach.
     """
-    reach = min(len(tokens), len(other) + reader.window.window_size)
+    beyond = 0 if reader.kept.num_retained_tokens else reader.window.window_size
+    reach = min(len(tokens), len(other) + beyond)
+    cache = LendingCache(reader.model.config, reader.kept, memory="on" if reader.has_cell else "off")
     beside = torch.cat([other, other.new_zeros(max(0, reach - len(other)))])  # what fills it up is never evicted
     found, start = [], 0
-    for hidden in read_beside(reader, tokens[:reach], beside[:reach], reader.new_cache()):
+    for hidden in read_beside(reader, tokens[:reach], beside[:reach], cache):
         inside = positions[(positions >= start) & (positions < start + len(hidden))] - start
         found.append(hidden[inside.to(hidden.device)])
         start += len(hidden)

@@ -1,12 +1,13 @@
 """Suite `heldout`: KL to full attention and perplexity of every variant on held-out documents, past the window."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.config import Variant
+from pipeline.config import Variant, parse_variant
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.heldout.foreign import choose_partner, read_with_foreign_memory
@@ -15,6 +16,8 @@ from pipeline.evaluation.heldout.sections import make_sections
 from pipeline.evaluation.heldout.summary import summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.evaluation.variant_bytes import count_bytes
+from pipeline.evaluation.variant_style import foreign_row
 from pipeline.losses.chunked_kl import score_positions
 from pipeline.losses.output_head import OutputHead
 from pipeline.model.output_head import find_output_head
@@ -26,9 +29,11 @@ class HeldoutSuite:
     """One unit a piece of text: all variants beside full attention, whose distributions the KL needs.
 
     A record has `document`, `length`, `evicted`, `positions` [M] (0-based in the piece; the value at t is about
-    predicting token t + 1), and by variant `kl` (to full attention) and `nll`, [M] each, in nats. With `ahn`, where the
-    folder has another document, both have `foreign` too: the AHN with the memory of `partner`, for the first positions,
-    as far as that text reaches. The first piece's has `rounding_kl`, where the model's dtype is narrower than float32.
+    predicting token t + 1), and by variant `kl` (to full attention) and `nll`, [M] each, in nats. With variants that
+    have a control, where the folder has another document, both have those rows too (`foreign` of `ahn`,
+    `foreign_retained64`): the variant with the memory of `partner`, for the first positions, as far as that text
+    reaches. The first piece's has `bytes` (variant_bytes.py), and `rounding_kl`, where the model's dtype is narrower
+    than float32.
 
     Raises:
         UserError: no --data, or nothing to compare full attention with.
@@ -44,6 +49,7 @@ class HeldoutSuite:
             raise UserError("--variants: `heldout` compares others with full attention; name one more")
         config = inputs.config
         self._dataset, self._window, self._chunk_size = inputs.dataset, inputs.window, config.logits_chunk_size
+        self._largest_budget = inputs.largest_budget
         budget = inputs.window.lossless_budget
         self._pieces = {
             piece.key: piece
@@ -79,18 +85,22 @@ class HeldoutSuite:
         if partner is not None:
             record["partner"] = partner.document
         full = readers["full"]
-        if full.model.dtype.itemsize < torch.float32.itemsize and key == next(iter(self._pieces)):
-            record["rounding_kl"] = _rounded(rounding_kl(full, tokens, positions, self._chunk_size))
+        if key == next(iter(self._pieces)):
+            record["bytes"] = {variant: asdict(count_bytes(reader)) for variant, reader in readers.items()}
+            if full.model.dtype.itemsize < torch.float32.itemsize:
+                record["rounding_kl"] = _rounded(rounding_kl(full, tokens, positions, self._chunk_size))
         return record
 
     def _read(self, piece: Piece) -> Tensor:
         return torch.from_numpy(self._dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64"))
 
     def _partner(self, piece: Piece) -> Piece | None:
-        return choose_partner(piece, self._lenders, self._window.window_size) if "ahn" in self._variants else None
+        if not any(has_control(variant) for variant in self._variants):
+            return None
+        return choose_partner(piece, self._lenders, self._window.window_size)
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        return summarise(list(records.values()), self._window)
+        return summarise(list(records.values()), self._window, self._largest_budget)
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
         return make_sections(summary, list(records.values()), self._window)
@@ -107,7 +117,7 @@ def score_variants(
         tokens: int64 [N], read from its beginning.
         positions: int64 [M] in [0, N - 1), rising; the hidden state at t predicts token t + 1.
         chunk_size: positions whose logits exist at one time.
-        other: int64 [N'], the text whose memory row `foreign` [M' <= M] has; None leaves it out.
+        other: int64 [N'], the text whose memory the rows of controls [M' <= M] have; None leaves those out.
     """
     full, head = readers["full"].hidden_states(tokens, positions), _float32_head(readers["full"])
     targets = tokens[positions + 1].to(full.device)
@@ -122,8 +132,8 @@ def score_variants(
     for variant, reader in readers.items():
         if variant != "full":
             score(variant, reader.hidden_states(tokens, positions))
-    if other is not None:
-        score("foreign", read_with_foreign_memory(readers["ahn"], tokens, other, positions))
+        if other is not None and has_control(variant):
+            score(foreign_row(variant), read_with_foreign_memory(reader, tokens, other, positions))
     return {"kl": kl, "nll": nll}
 
 
@@ -149,6 +159,11 @@ def _float32_head(reader: Reader) -> OutputHead:
     head = find_output_head(reader.model)
     dtype = torch.promote_types(head.weight.dtype, torch.float32)
     return head if head.weight.dtype == dtype else head.copy_to(dtype)
+
+
+def has_control(variant: Variant) -> bool:
+    """Whether it reads a memory of its own that another document's can take the place of."""
+    return variant == "ahn" or parse_variant(variant).kind == "retained"
 
 
 def _rounded(x: float) -> float:

@@ -1,5 +1,6 @@
 """From records to numbers: totals over documents, their ratios and intervals."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.attention.window import WindowSpec
-from pipeline.config import Variant
+from pipeline.config import Variant, parse_variant
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.bootstrap import paired_interval
 from pipeline.evaluation.suite import Record
+from pipeline.evaluation.variant_style import foreign_row, is_foreign, own_variant
 
-POOLED: tuple[Variant, ...] = ("compressive_max", "compressive_mean", "ahn")
-"""Variants that try to win back what the window loses."""
+NOT_RECOVERING: tuple[Variant, ...] = ("full", "full_yarn", "window", "memory_off")
+"""Variants that do not try to win back what the window loses."""
 
 
 @dataclass(frozen=True)
@@ -30,47 +32,67 @@ class Totals:
         return 1 - self.kl[row] / self.kl["window"] if self.kl["window"] > 0 else None
 
 
-def sum_documents(records: Sequence[Record], *, with_control: bool = False) -> list[Totals]:
-    """One a document, in the order of the records.
+def sum_documents(records: Sequence[Record], *, control: Row | None = None, first_position: int = 0) -> list[Totals]:
+    """One a document, in the order of the records; documents without a token are left out.
 
     Args:
         records: of suite `heldout`.
-        with_control: with `foreign`, over the tokens that it was measured on; documents without any are left out.
+        control: a row that is a variant's control: with it, over the tokens that it was measured on. None: without any.
+        first_position: only tokens from this position in their text on.
     """
     pieces: dict[str, list[Record]] = {}
     for record in records:
-        if not with_control or record["kl"].get("foreign"):
+        part = _summed_part(record, control, first_position)
+        if part.start < part.stop:
             pieces.setdefault(record["document"], []).append(record)
-    return [_sum_pieces(name, group, with_control) for name, group in pieces.items()]
+    return [_sum_pieces(name, group, control, first_position) for name, group in pieces.items()]
 
 
-def _sum_pieces(document: str, pieces: Sequence[Record], with_control: bool) -> Totals:
-    reaches = [len(p["kl"]["foreign"] if with_control else p["positions"]) for p in pieces]
+def _summed_part(record: Record, control: Row | None, first_position: int) -> slice:
+    positions = record["positions"]
+    end = len(positions) if control is None else len(record["kl"].get(control, ()))
+    return slice(bisect_left(positions, first_position), end)
+
+
+def _sum_pieces(document: str, pieces: Sequence[Record], control: Row | None, first_position: int) -> Totals:
+    parts = [_summed_part(piece, control, first_position) for piece in pieces]
 
     def sums(name: str) -> dict[Row, float]:
-        rows = [row for row in pieces[0][name] if with_control or row != "foreign"]
-        return {row: float(sum(np.sum(p[name][row][:n]) for p, n in zip(pieces, reaches, strict=True))) for row in rows}
+        rows = [row for row in pieces[0][name] if row == control or not is_foreign(row)]
+        return {row: float(sum(np.sum(p[name][row][n]) for p, n in zip(pieces, parts, strict=True))) for row in rows}
 
-    return Totals(document, sum(reaches), sums("kl"), sums("nll"))
+    return Totals(document, sum(part.stop - part.start for part in parts), sums("kl"), sums("nll"))
 
 
-def summarise(records: Sequence[Record], window: WindowSpec, seed: int = 0) -> dict[str, Any]:
-    """KL in nats per token, perplexity per token, both over tokens past the window, by variant.
+def summarise(
+    records: Sequence[Record], window: WindowSpec, largest_budget: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """What `_summarise_documents` has of all tokens past sinks + window, and:
 
-    `recovered`, where sinks + window was measured too and loses something: `share` of its KL that a variant takes away
-    again, and `difference` of both in nats per token, with 95 % intervals (None for too few documents, and where a draw
-    of documents loses nothing). `control`: see `summarise_control`. `rounding_kl` of the first piece, or None.
+    `past_largest_budget`, the same of those past the most tokens that one of the variants keeps, from
+    `first_position` on, where that is more than sinks + window; else None. `control` of `ahn` and `controls` of the
+    variants that retain tokens, by variant: see `summarise_control`. `bytes` by variant: see variant_bytes.py.
+    `rounding_kl` of the first piece, or None.
+
+    Args:
+        records: of suite `heldout`, at least one.
+        window: sinks and window.
+        largest_budget: of the variants. Default: that of `window`.
+        seed: of the intervals.
     """
-    documents = sum_documents(records)
-    kl, nll = _means(documents, "kl"), _means(documents, "nll")
+    past = None
+    if largest_budget is not None and largest_budget > window.lossless_budget:
+        documents = sum_documents(records, first_position=largest_budget)
+        past = {"first_position": largest_budget, **_summarise_documents(documents, seed)}
+    variants = [row for row in records[0]["kl"] if not is_foreign(row)]
+    controls = {variant: summarise_control(records, variant, seed) for variant in variants}
     return {
-        "kl": kl,
-        "ppl": {variant: float(np.exp(value)) for variant, value in nll.items()},
-        "recovered": {v: found for v in POOLED if v in kl and (found := _recovered(documents, v, seed)) is not None},
-        "control": summarise_control(records, seed),
+        **_summarise_documents(sum_documents(records), seed),
+        "past_largest_budget": past,
+        "control": controls.pop("ahn", None),
+        "controls": {variant: found for variant, found in controls.items() if found is not None},
+        "bytes": next((record["bytes"] for record in records if "bytes" in record), None),
         "rounding_kl": next((record["rounding_kl"] for record in records if "rounding_kl" in record), None),
-        "num_documents": len(documents),
-        "num_tokens": sum(d.tokens for d in documents),
         "window": {
             "num_sink_tokens": window.num_sink_tokens,
             "window_size": window.window_size,
@@ -79,41 +101,72 @@ def summarise(records: Sequence[Record], window: WindowSpec, seed: int = 0) -> d
     }
 
 
-def summarise_control(records: Sequence[Record], seed: int) -> dict[str, Any] | None:
-    """The AHN with its own memory and with another document's, over the `num_tokens` that have both; None without.
+def _summarise_documents(documents: Sequence[Totals], seed: int) -> dict[str, Any]:
+    """KL in nats per token and perplexity per token by variant; of how many documents and tokens.
 
-    `kl` and `ppl` by row, as `summarise` has them. `recovered` of `ahn` and `foreign`. `difference`: the KL with
-    another document's memory less that with the own, in nats per token, with its 95 % interval.
+    `recovered`, where sinks + window was measured too and loses something: see `_recovered`.
     """
-    documents = sum_documents(records, with_control=True)
+    kl, nll = _means(documents, "kl"), _means(documents, "nll")
+    recovering = [row for row in kl if row not in NOT_RECOVERING]
+    return {
+        "kl": kl,
+        "ppl": {variant: float(np.exp(value)) for variant, value in nll.items()},
+        "recovered": {v: found for v in recovering if (found := _recovered(documents, v, seed)) is not None},
+        "num_documents": len(documents),
+        "num_tokens": sum(d.tokens for d in documents),
+    }
+
+
+def summarise_control(records: Sequence[Record], variant: Variant, seed: int) -> dict[str, Any] | None:
+    """A variant with its own memory and with another document's, over the `num_tokens` that have both; None without.
+
+    `kl` and `ppl` by row, as `summarise` has them. `recovered` of the variant and of its control. `difference`: the KL
+    with another document's memory less that with the own, in nats per token, with its 95 % interval.
+    """
+    foreign = foreign_row(variant)
+    documents = sum_documents(records, control=foreign)
     if not documents:
         return None
     kl, nll = _means(documents, "kl"), _means(documents, "nll")
-    rows = ("ahn", "foreign")
+    rows = (variant, foreign)
     return {
         "kl": kl,
         "ppl": {row: float(np.exp(value)) for row, value in nll.items()},
         "recovered": {row: found for row in rows if (found := _recovered(documents, row, seed)) is not None},
         "num_tokens": sum(d.tokens for d in documents),
-        **_difference(documents, "foreign", "ahn", seed),
+        **_difference(documents, foreign, variant, seed),
     }
 
 
 def _means(documents: Sequence[Totals], name: Literal["kl", "nll"]) -> dict[Row, float]:
     sums = [d.kl if name == "kl" else d.nll for d in documents]
     tokens = sum(d.tokens for d in documents)
-    return {row: sum(of_document[row] for of_document in sums) / tokens for row in sums[0]}
+    return {row: sum(of_document[row] for of_document in sums) / tokens for row in sums[0]} if sums else {}
 
 
 def _recovered(documents: Sequence[Totals], row: Row, seed: int) -> dict[str, Any] | None:
+    """`share` of the window's KL that a variant takes away again, and `difference` of both in nats per token, with 95 %
+    intervals (None for too few documents, and where a draw of documents loses nothing); `median_share` over the
+    documents of which the window loses something. None where it loses nothing.
+
+    Of a variant with M tokens more than sinks + window, where the window wider by M was measured: `wider`, on how many
+    `documents` of how many (`of`) the variant has the lower KL of the two.
+    """
     if sum(d.kl.get("window", 0) for d in documents) <= 0:
         return None
     sums = np.array([(d.kl["window"], d.kl[row]) for d in documents], dtype=np.float64)
-    return {
+    shares = [share for d in documents if (share := d.recovered(row)) is not None]
+    found = {
         "share": float(_recovered_share(sums.sum(0)[None])[0]),
         "share_ci95": _interval(sums, _recovered_share, seed),
+        "median_share": float(np.median(shares)),
         **_difference(documents, "window", row, seed),
     }
+    wider = f"wider{parse_variant(own_variant(row)).num_tokens}"
+    if row != wider and wider in documents[0].kl:
+        better = sum(d.kl[row] < d.kl[wider] for d in documents)
+        found["wider"] = {"variant": wider, "documents": better, "of": len(documents)}
+    return found
 
 
 def _difference(documents: Sequence[Totals], worse: Row, better: Row, seed: int) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class BenchmarkSuite:
             raise UserError(f"--chat: the tokenizer {inputs.files.tokenizer} has no chat template; leave --chat out")
         tasks = _choose_tasks(self._benchmark, config.tasks, [suite for suite in config.suites if suite in BENCHMARKS])
         self._context, self._window = config.max_context, inputs.window
+        self._largest_budget, self._decision_interval = inputs.largest_budget, inputs.decision_interval
         self._encoder = PromptEncoder(self._benchmark, tasks, inputs.tokenizer, config.max_context, is_chat=config.chat)
         base = load_config(inputs.files.tokenizer)
         self._positions = {v: positions_of(v, base, config.yarn_factor) for v in inputs.variants}
@@ -73,10 +74,11 @@ class BenchmarkSuite:
         longest = 0
         for key in self._ids:
             longest = max(longest, len(self._encoder.encode(self._find_example(key))[0]))
-            if self._window.num_evicted(longest) > 0:
+            if longest > self._largest_budget:
                 break  # mostly at once
         cut = "" if self._context is None else f" --max_context {self._context}"
-        require_evictions(f"--suites {self.name}{cut}", longest, self._window, self._variants)
+        evicting = self._window, self._variants, self._decision_interval
+        require_evictions(f"--suites {self.name}{cut}", longest, *evicting)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pipeline.evaluation.long_context.suite import Suite as Benchmark
 from pipeline.evaluation.positions import describe_beyond
 from pipeline.evaluation.published import averages_table, protocol_table
 from pipeline.evaluation.suite import Section, Table
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import label
 
 INTERVALS = (
     "Intervals: 95 %, bootstrap of the examples of each task, stretched for few of them; none where a task has fewer "
@@ -68,12 +68,12 @@ def make_section(benchmark: Benchmark, summary: Mapping[str, Any]) -> Section:
 
 def say_beyond(summary: Mapping[str, Any]) -> list[str]:
     """A sentence for each variant with full attention that has too few positions for some prompts."""
-    return [describe_beyond(beyond, LABELS[variant]) for variant, beyond in summary["beyond_positions"].items()]
+    return [describe_beyond(beyond, label(variant)) for variant, beyond in summary["beyond_positions"].items()]
 
 
 def _label(variant: Variant, summary: Mapping[str, Any]) -> str:
     beyond = summary["beyond_positions"].get(variant)
-    return LABELS[variant] + (f" (past its {beyond['positions']:,} positions)" if beyond else "")
+    return label(variant) + (f" (past its {beyond['positions']:,} positions)" if beyond else "")
 
 
 def _averages(summary: Mapping[str, Any]) -> list[Table]:

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from pipeline.config import Variant
 from pipeline.evaluation.drawing import draw
 from pipeline.evaluation.suite import Record
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import label
 
 
 def plot_grid(records: Sequence[Record], variants: Sequence[Variant]) -> bytes:
@@ -26,7 +26,7 @@ def plot_grid(records: Sequence[Record], variants: Sequence[Variant]) -> bytes:
     with draw(height, heights=(1,) * len(variants)) as (panels, drawing):
         for axes, variant, grid, framed in zip(panels, variants, grids, in_window, strict=True):
             image = axes.imshow(grid, cmap="viridis", vmin=grids.min(), vmax=0, aspect="auto")
-            axes.set_title(LABELS[variant], fontsize=9, loc="left")
+            axes.set_title(label(variant), fontsize=9, loc="left")
             axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
             _label_cells(axes, grid, framed, dark_below=grids.min() / 2)
         panels[-1].set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])

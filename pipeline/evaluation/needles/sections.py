@@ -7,7 +7,7 @@ from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.needles.plots import plot_grid
 from pipeline.evaluation.published import niah_table
 from pipeline.evaluation.suite import Picture, Record, Section, Table, Tile
-from pipeline.evaluation.variant_style import LABELS
+from pipeline.evaluation.variant_style import describe, label, main_variant
 
 PLACES = {"evicted": "evicted", "in_window": "in the window"}
 SCORES = ("recall", "log-probability (nats)", "likeliest tokens")
@@ -27,8 +27,9 @@ def make_section(
     lead = (
         f"Sentences hidden in prompts of {lengths[0]:,} to {lengths[-1]:,} tokens and asked for at the end, "
         f"{len(records) // len(variants)} prompts ({', '.join(task.replace('_', ' ') for task in tasks)}). Those that "
-        f"the window of {window.window_size:,} tokens still holds are counted apart from the evicted ones. "
-        f"{LABELS['memory_off']} answers as {LABELS['window']} does, and is not asked."
+        f"the window of {window.window_size:,} tokens still holds are counted apart from the evicted ones, whatever a "
+        f"variant keeps of those. "
+        f"{label('memory_off')} answers as {label('window')} does, and is not asked."
     )
     note = (
         "Evicted: at the prompt's last token, no token of any sentence that names the answer is in the window or a "
@@ -66,7 +67,7 @@ def _variants(summary: dict[str, Any], place: str) -> Table:
         header += ["log-probability recovered", "recall recovered"]
     rows = []
     for variant, of_variant in summary["variants"].items():
-        row = [LABELS[variant], *_scores(of_variant[place])]
+        row = [label(variant), *_scores(of_variant[place])]
         if with_recovered:
             shares = summary["recovered"].get(variant)
             names = ("log_prob", "recall")
@@ -83,7 +84,7 @@ def _tasks(summary: dict[str, Any], place: str, tasks: Sequence[str]) -> Table:
         for variant, of_variant in summary["variants"].items():
             found = of_variant[place]["tasks"][task]
             counts = [str(found[name]) for name in ("num_needles", "units")]
-            rows.append([task.replace("_", " "), LABELS[variant], *counts, *_scores(found)])
+            rows.append([task.replace("_", " "), label(variant), *counts, *_scores(found)])
     header = ["task", "attention", "needles", "prompts", *SCORES]
     return Table(header, rows, f"Task by task: needles {PLACES[place]}", is_folded=True)
 
@@ -95,12 +96,13 @@ def _scores(found: dict[str, Any]) -> list[str]:
 
 
 def _tiles(summary: dict[str, Any]) -> list[Tile]:
-    tiles = []
-    if "ahn" in summary["variants"]:
-        found = summary["variants"]["ahn"]["evicted"]
-        tiles.append(Tile(format_score(found, "recall", ".1%"), "of evicted needles recalled with the memory"))
-    if "ahn" in summary["recovered"] and summary["recovered"]["ahn"]["log_prob_ci95"] is not None:
-        share = format_score(summary["recovered"]["ahn"], "log_prob", ".1%")
-        what = "of the log-probability that evicted needles lose, regained with the AHN"
+    tiles, main = [], main_variant(summary["variants"])
+    if main is not None:
+        found = summary["variants"][main]["evicted"]
+        what = f"of evicted needles recalled with {describe(main)}"
+        tiles.append(Tile(format_score(found, "recall", ".1%"), what))
+    if main in summary["recovered"] and summary["recovered"][main]["log_prob_ci95"] is not None:
+        share = format_score(summary["recovered"][main], "log_prob", ".1%")
+        what = f"of the log-probability that evicted needles lose, regained with {describe(main)}"
         tiles.append(Tile(share, f"{what} (no control here; questions to absorbed documents have one)"))
     return tiles

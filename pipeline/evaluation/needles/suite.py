@@ -59,18 +59,18 @@ class NeedlesSuite:
         config, self._settings = inputs.config, inputs.config.needles
         self._tokenizer, self._window, self._seed = inputs.tokenizer, inputs.window, config.seed
         self._variants = tuple(v for v in inputs.variants if v != "memory_off")
-        self._lengths = self._settings.lengths or self._default_lengths()
+        self._lengths = self._settings.lengths or self._default_lengths(inputs.largest_budget)
         self._check_lengths()
         if not config.allow_no_evictions:
             asked = " ".join(map(str, self._lengths))
-            require_evictions(f"--needles.lengths {asked}", max(self._lengths), self._window, self._variants)
+            evicting = self._window, self._variants, inputs.decision_interval
+            require_evictions(f"--needles.lengths {asked}", max(self._lengths), *evicting)
         self._haystack = make_haystack(inputs, max(self._lengths), "--needles.lengths")
         self._cells = {cell.key: cell for cell in self._grid(self._lengths)}
         self._max_positions = trained_positions(load_config(inputs.files.tokenizer))
 
-    def _default_lengths(self) -> list[int]:
+    def _default_lengths(self, budget: int) -> list[int]:
         """Multiples of W, or of the longest least length where a window is too small for any question."""
-        budget = self._window.lossless_budget
         least = max(self._least_length(cell) for cell in self._grid([windows * budget for windows in DEFAULT_WINDOWS]))
         unit = max(budget, least)
         return [windows * unit for windows in default_multiples(unit, DEFAULT_WINDOWS)]

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.efficiency.summary import figures_of
 from pipeline.evaluation.suite import Table
-from pipeline.evaluation.variant_style import LABELS, label
+from pipeline.evaluation.variant_style import label
 from pipeline.metrics.accounting import PRESETS, PUBLISHED_FLOPS, compute_account
 from pipeline.model.files import PUBLISHED_WINDOW
 
@@ -41,7 +41,7 @@ def read_heldout(root: Path) -> Table | None:
     if found is None:
         return None
     rows = [
-        [LABELS[variant], f"{found['kl'].get(variant, 0):.4f}", f"{ppl:.3f}"] for variant, ppl in found["ppl"].items()
+        [label(variant), f"{found['kl'].get(variant, 0):.4f}", f"{ppl:.3f}"] for variant, ppl in found["ppl"].items()
     ]
     if control := found.get("control"):
         rows.append([label("foreign"), f"{control['kl']['foreign']:.4f}", f"{control['ppl']['foreign']:.3f}"])
@@ -55,7 +55,7 @@ def read_needles(root: Path) -> Table | None:
     if found is None:
         return None
     rows = [
-        [LABELS[variant], *(_share(places[place]["recall"]) for place in ("evicted", "in_window"))]
+        [label(variant), *(_share(places[place]["recall"]) for place in ("evicted", "in_window"))]
         for variant, places in found["variants"].items()
     ]
     return Table(("attention", "evicted needles recalled", "in the window"), rows, source)
@@ -67,7 +67,7 @@ def read_efficiency(root: Path) -> Table | None:
     if found is None:
         return None
     rows = [
-        [LABELS[context["variant"]], f"{context['length']:,}", *figures_of(context)] for context in found["contexts"]
+        [label(context["variant"]), f"{context['length']:,}", *figures_of(context)] for context in found["contexts"]
     ]
     return Table(("attention", "context", "prefill s", "decode ms a token", "cache MiB"), rows, source)
 
@@ -126,7 +126,7 @@ def read_benchmarks(root: Path) -> Table | None:
     found = _read(root / "runs/paper/lveval/report.json").get("lveval")
     if found is None:
         return None
-    rows = [[LABELS[variant], f"{average['score']:.2f}"] for variant, average in found["average"].items()]
+    rows = [[label(variant), f"{average['score']:.2f}"] for variant, average in found["average"].items()]
     return Table(("attention", "score"), rows, f"runs/paper/lveval: LV-Eval's {', '.join(found['tasks'])}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.drawing import QUIET, draw
-from pipeline.evaluation.variant_style import COLOURS
+from pipeline.evaluation.variant_style import colour_of
 
 
 def plot_shares(shares: Sequence[Sequence[float | None]], width: int) -> bytes:
@@ -33,7 +33,7 @@ def plot_effects(layers: dict[str, Any]) -> bytes:
         reach = np.maximum([effects - lows, highs - effects], 0)
     with draw(3.0) as ((axes,), drawing):
         axes.bar(
-            range(len(effects)), effects, yerr=reach, color=COLOURS["ahn"], ecolor=QUIET, error_kw={"elinewidth": 1}
+            range(len(effects)), effects, yerr=reach, color=colour_of("ahn"), ecolor=QUIET, error_kw={"elinewidth": 1}
         )
         axes.axhline(0, color=QUIET, linewidth=0.8)
         axes.set_xlabel("layer whose memory is zeroed")

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.config import Variant
+from pipeline.config import Variant, parse_variant
 from pipeline.data.loader import PackedDataset
 from pipeline.errors import UserError
 from pipeline.evaluation.heldout.pieces import Piece, select_pieces
 from pipeline.evaluation.probing.contributions import kl_without, memory_shares
 from pipeline.evaluation.probing.gradients import token_gradients
+from pipeline.evaluation.probing.retained import find_retained, make_retained_section, summarise_retained
 from pipeline.evaluation.probing.sections import make_sections
 from pipeline.evaluation.probing.summary import bin_shares, summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
+from pipeline.evaluation.variant_style import main_variant
 from pipeline.model.augment import memory_layers
 
 DEFAULT_WINDOWS, DEFAULT_ZEROING_WINDOWS = 4, 3
@@ -25,11 +27,13 @@ SIGNIFICANT_DIGITS = 6
 
 
 class ProbingSuite:
-    """For each piece of text a unit `tokens`, and NUM_PARTS that zero each layer's memory in turn; `ahn` alone.
+    """For each piece of text a unit `tokens`, and NUM_PARTS that zero each layer's memory in turn; `ahn` alone. Where a
+    variant that retains tokens by the model's scorer is measured beside it, one more, `retained`, of the first piece.
 
     Records, beside `document` and `evicted`: of `tokens` the text's `ids`, `first`, `norms`, `without_memory`, `loss`
     and `num_queries` as in `TokenGradients`, and `shares` with their `counts`, binned by distance past W; of the others
-    `num_positions` and `kl`, sums in nats by what was zeroed: "none", "all", or a layer's number.
+    `num_positions` and `kl`, sums in nats by what was zeroed: "none", "all", or a layer's number; of `retained` see
+    retained.py.
 
     Raises:
         UserError: no --data, or a length that evicts nothing.
@@ -53,6 +57,8 @@ class ProbingSuite:
         self._dataset, self._window, self._tokenizer = inputs.dataset, inputs.window, inputs.tokenizer
         self._chunk_size = config.logits_chunk_size
         self._has_memory = "ahn" in inputs.variants
+        main = main_variant(inputs.variants)
+        self._retaining = main if self._has_memory and parse_variant(main).is_retaining else None
         pieces = _supervised_early(inputs.dataset, budget, self._zeroing_length)[: config.probing.documents]
         self._pieces = {piece.key: piece for piece in pieces}
 
@@ -67,13 +73,19 @@ class ProbingSuite:
 
     def units(self) -> list[Unit]:
         parts = ["tokens", *(f"zeroed{part}" for part in range(NUM_PARTS))]
-        return [Unit(f"{key}/{part}", ("ahn",)) for key in self._pieces for part in parts] if self._has_memory else []
+        units = [Unit(f"{key}/{part}", ("ahn",)) for key in self._pieces for part in parts] if self._has_memory else []
+        if self._retaining is not None:
+            units.append(Unit(f"{next(iter(self._pieces))}/{self._retaining}", (self._retaining,)))
+        return units
 
     def measure(self, unit: Unit, readers: Mapping[Variant, Reader]) -> Record:
         key, part = unit.key.split("/")
-        model, piece = readers["ahn"].model, self._pieces[key]
-        piece = _shortened(piece, self._length if part == "tokens" else self._zeroing_length)
+        reader, piece = readers[unit.variants[0]], self._pieces[key]
+        model, is_zeroing = reader.model, part.startswith("zeroed")
+        piece = _shortened(piece, self._zeroing_length if is_zeroing else self._length)
         read = {"document": piece.document, "evicted": self._window.num_evicted(piece.end - piece.start)}
+        if part == self._retaining:
+            return {**read, **find_retained(reader, self._read(piece, model.device)[0])}
         if part == "tokens":
             return {**read, **self._probe_tokens(model, piece)}
         layers = list(memory_layers(model))
@@ -86,12 +98,20 @@ class ProbingSuite:
         return {**read, "num_positions": len(positions), "kl": kl}
 
     def summarise(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        return summarise(list(records.values()), self._tokenizer) if records else {}
+        if not records:
+            return {}
+        found = summarise(list(records.values()), self._tokenizer)
+        retained = _of_retained(records)
+        return found if retained is None else found | {"retained": summarise_retained(retained, self._tokenizer)}
 
     def sections(self, summary: dict[str, Any], records: Mapping[str, Record]) -> list[Section]:
         if not records:
             return []
-        return make_sections(summary, list(records.values()), self._length, self._tokenizer, self._window)
+        sections = make_sections(summary, list(records.values()), self._length, self._tokenizer, self._window)
+        retained = _of_retained(records)
+        if retained is not None:
+            sections.append(make_retained_section(summary["retained"], retained, self._tokenizer))
+        return sections
 
     def _probe_tokens(self, model: PreTrainedModel, piece: Piece) -> Record:
         ids, positions = self._read(piece, model.device)
@@ -109,6 +129,10 @@ class ProbingSuite:
     def _read(self, piece: Piece, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         ids = self._dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64")
         return torch.from_numpy(ids).to(device), torch.from_numpy(piece.positions).to(device)
+
+
+def _of_retained(records: Mapping[str, Record]) -> Record | None:
+    return next((record for record in records.values() if "heads" in record), None)
 
 
 def _supervised_early(dataset: PackedDataset, budget: int, length: int) -> list[Piece]:
