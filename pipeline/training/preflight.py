@@ -1,6 +1,7 @@
 """Everything that can be refused before torch is imported and the model loaded. Seconds, on every rank alike."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,25 @@ def check_sequence_parallel_mode(config: TrainRunConfig) -> None:
         config.teacher_cache is not None and config.teacher_fallback == "error",
         f"--sequence_parallel_mode halo cannot run the teacher in training, as {online} asks for; give a "
         f"--teacher_cache with every shard, --train.loss ce, or --sequence_parallel_mode ulysses",
+    )
+
+
+def check_halo_retained(config: TrainRunConfig, retained: Sequence[int]) -> None:
+    """Refuses the halo mode where tokens are retained: which ones depends on all tokens before, and they may be of any
+    rank.
+
+    Args:
+        config: of the run.
+        retained: numbers of retained tokens that its windows are drawn from.
+
+    Raises:
+        UserError: names the mode that would work.
+    """
+    is_halo = config.sequence_parallel_size > 1 and config.sequence_parallel_mode == "halo"
+    require(
+        not is_halo or not any(retained),
+        f"--sequence_parallel_mode halo cannot retain tokens, as --window.retained {max(retained, default=0)} asks "
+        f"for; use --sequence_parallel_mode ulysses",
     )
 
 

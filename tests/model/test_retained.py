@@ -97,6 +97,21 @@ def test_without_their_prefixes_documents_are_what_they_are_whole(model, tokens)
         torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-9)
 
 
+@torch.no_grad()
+def test_a_scorer_is_called_once_a_forward_with_memories_whatever_is_retained(base_of_cell, tokens):
+    """ZeRO-3 gathers its parameters from all ranks: those whose samples retain nothing must come, too."""
+    model, calls = base_of_cell.load_acting(window=WINDOWS[1]), []
+    for layer in model.get_decoder().layers:
+        layer.ahn.retention.register_forward_pre_hook(lambda module, _: calls.append(module))
+    retaining = [Document(0, 0, 24, WINDOWS[1]), Document(0, 24, 48, WindowSpec(0, 5, 2, 3))]
+    without = [Document(0, 0, 2, WindowSpec(0, 1))]
+    for documents, use_memory, due in ((retaining, True, 1), (without, True, 1), (without, False, 0)):
+        calls.clear()
+        row = tokens[:1, : documents[-1].end]
+        hidden(model, row, documents=documents, use_memory=use_memory)
+        assert len(calls) == due * len(model.get_decoder().layers)
+
+
 def test_a_row_of_which_ranks_keep_their_tokens_inside_attention_is_refused_in_a_line():
     shard = SequenceShard(SimpleNamespace(rank=0, size=2), None, (24, 24))
     with pytest.raises(ValueError, match="ranks keep their tokens inside attention"):

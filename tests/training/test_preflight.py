@@ -16,7 +16,7 @@ from pipeline.teacher.cache_format import PositionPolicy, TeacherInfo
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache
 from pipeline.teacher.signals import HiddenSpec, TopKSpec
 from pipeline.training.cached_teacher import CachedTeacher, check_teacher
-from pipeline.training.preflight import preflight
+from pipeline.training.preflight import check_halo_retained, preflight
 from pipeline.training.run_folder import RunFolder, check_base_fingerprint, describe_run
 from tests.teacher.cache_folders import make_signal
 from tests.training.synthetic import make_data, make_model
@@ -108,6 +108,19 @@ def test_halo_mode_does_not_run_the_teacher(inputs, tmp_path, monkeypatch):
     assert "as --teacher_fallback online asks" in refused(
         inputs, tmp_path / "run", *flags, cached, "--teacher_fallback=online"
     )
+
+
+def test_halo_mode_retains_no_tokens():
+    def config(size: int, mode: str) -> TrainRunConfig:
+        named = {"model": "m", "data": "d", "output": "o", "ds_config": "c"}
+        named |= {"sequence_parallel_size": size, "sequence_parallel_mode": mode}
+        return parse_cli(TrainRunConfig, [f"--{name}={value}" for name, value in named.items()])
+
+    with pytest.raises(UserError, match=r"^--sequence_parallel_mode halo cannot retain .*--window.retained 64 [^\n]*$"):
+        check_halo_retained(config(2, "halo"), [0, 64, 8])
+    check_halo_retained(config(2, "halo"), [0])
+    check_halo_retained(config(2, "ulysses"), [64])
+    check_halo_retained(config(1, "halo"), [64])
 
 
 @pytest.mark.parametrize(
