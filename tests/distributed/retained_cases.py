@@ -124,12 +124,15 @@ def run_shared(case: dict, group: SequenceGroup, *, behind_prefixes: bool) -> Re
 
 
 def distil(case: dict, layout: SequenceLayout | None) -> Result:
-    """Loss and gradients as in training, the loss of this rank's positions. `case`: and "source": kl | ce."""
+    """Loss and gradients as in training, the loss of this rank's positions. `case`: and "source": kl | ce,
+    "checkpointing"."""
     documents, model = documents_of(case["row"]), build(case)
     bounds, tokens = [0, *(d.end for d in documents)], tokens_of(case["row"])[0].numpy().astype(np.uint32)
     sample = PackedSample("s", tokens, np.array(bounds, np.int32), np.ones(len(tokens), np.uint8), {})
     batch = collate([DrawnSample(0, sample, documents[-1].window)])
     weights = torch.rand(len(batch.positions), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    if case["checkpointing"]:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     loss = Distillation(model, case["source"], 7, layout=layout)(batch, weights)
     return {"loss": loss.detach(), **gradients(loss, model)}
 

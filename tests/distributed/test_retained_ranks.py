@@ -20,6 +20,7 @@ def cases_of(size: int) -> dict[str, dict]:
     rows = list(ROWS) if size == 2 else ["M 3 C 4", "packed"]
     cases = covering({"heads": HEADS[size], "cell": CELLS, "row": rows, "scorer": ("acting", "zero")})
     trained = {"row": ["M 3 C 1", "M 8 C 4"], "scorer": ["acting"], "source": ["kl", "ce"]}
+    trained["checkpointing"] = [False, True]
     return cases | covering({"heads": HEADS[size], "cell": CELLS[::size], **trained})
 
 
