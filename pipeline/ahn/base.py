@@ -30,7 +30,8 @@ class RankExchange(Protocol):
         """The outputs [1, E, h, D] of the cell's recurrence; arguments as `MemoryCell.recur`'s."""
 
     def to_writes(self, gate: Tensor) -> Tensor:
-        """[1, n, Hq] of the rank's tokens whose hidden states may be compressed -> [1, E, h] of those that are."""
+        """[1, n, Hq] of the rank's tokens whose hidden states may be compressed -> [1, N, h] of all such tokens, as
+        `MemoryCell.forward`'s write order counts them; without one of those that are compressed."""
 
     def to_reads(self, gate: Tensor) -> Tensor:
         """[1, n, Hq] of the rank's tokens -> [1, E, h] of those that read."""
@@ -168,15 +169,16 @@ class MemoryCell(nn.Module, ABC):
 
         With a `write_order`, int64 [B, E, Hkv], `write_hidden` [B, N, hidden] is of all tokens that could be written,
         of which each key-value head writes those of its column; q, k and v are in that order as they come.
-        With an `exchange`, q, k and v are of this rank's heads, and `write_hidden` and `read_hidden` of this rank's
-        tokens [1, n, hidden], from which it makes what the heads need; it knows the bounds of the sequences.
+        With an `exchange`, q, k, v and `write_order` are of this rank's heads, `write_hidden` and `read_hidden` of this
+        rank's tokens [1, n, hidden], from which it makes what the heads need; it knows the bounds of the sequences.
         """
         gates, gate = self.write_gates(write_hidden), self.read_gate(read_hidden)
+        if exchange is not None:
+            gates, gate = {name: exchange.to_writes(g) for name, g in gates.items()}, exchange.to_reads(gate)
+        if write_order is not None:
+            gates = order_gates(gates, write_order)
         if exchange is None:
-            if write_order is not None:
-                gates = order_gates(gates, write_order)
             return self._read(q, k, v, gates, gate, cu_seqlens=cu_seqlens)[0]
-        gates, gate = {name: exchange.to_writes(g) for name, g in gates.items()}, exchange.to_reads(gate)
         output = exchange.recur(self, *self._prepare(q, k, v), gates)
         return self.o_proj(self.gate_output(output, gate, exchange), exchange.heads)
 

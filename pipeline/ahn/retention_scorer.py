@@ -1,11 +1,35 @@
 """What decides which evicted tokens a layer retains: a linear score a key-value head, fitted to what the base's later
 queries read."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
+from pipeline.ahn.base import ALL_HEADS
+
 GRID = 1024
 MIN_MASS = 1e-6
+
+
+class ScoreExchange(Protocol):
+    """For a row that several ranks of a group hold: outside attention each has some of its tokens, inside it all
+    tokens and some key-value heads, and some query heads of each.
+
+    `heads`: the key-value heads of which this rank alone computes the scores.
+    """
+
+    heads: slice
+
+    def to_candidates(self, partial: Tensor) -> Tensor:
+        """[1, n, Hkv] of the rank's tokens -> [1, N, h] of all candidates and `heads`."""
+
+    def to_deciders(self, received: Tensor) -> Tensor:
+        """Masses [1, N, k] from this rank's query heads of its key-value heads -> [1, N, h], from all query heads of
+        `heads`."""
+
+    def from_deciders(self, scores: Tensor) -> Tensor:
+        """[1, N, h] -> [1, N, k] of this rank's key-value heads, the same bits on all ranks that have one."""
 
 
 class RetentionScorer(nn.Module):
@@ -28,9 +52,18 @@ class RetentionScorer(nn.Module):
         self.register_buffer("bias", torch.zeros(num_heads))
 
     @torch.no_grad()
-    def score(self, hidden_states: Tensor, received: Tensor) -> Tensor:
-        """Scores [B, N, Hkv] in the buffers' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv]."""
-        return self.finish(self.score_hidden(hidden_states), received)
+    def score(self, hidden_states: Tensor, received: Tensor, exchange: ScoreExchange | None = None) -> Tensor:
+        """Scores [B, N, Hkv] in the buffers' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv].
+
+        With an `exchange`, `hidden_states` are of this rank's tokens [1, n, hidden], masses and scores of all
+        candidates and this rank's key-value heads [1, N, k].
+        """
+        partial = self.score_hidden(hidden_states)
+        if exchange is None:
+            return self.finish(partial, received)
+        # One rank alone: of two that compute a score anew each may round it to its own side.
+        masses = exchange.to_deciders(received)
+        return exchange.from_deciders(self.finish(exchange.to_candidates(partial), masses, exchange.heads))
 
     @torch.no_grad()
     def score_hidden(self, hidden_states: Tensor) -> Tensor:
@@ -38,7 +71,7 @@ class RetentionScorer(nn.Module):
         return hidden_states.to(self.weight.dtype) @ self.weight.T + self.bias
 
     @torch.no_grad()
-    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
-        """Scores [.., Hkv] from `score_hidden`'s and the masses."""
-        score = partial + self.mass_weight * (received.to(partial.dtype) + MIN_MASS).log()
+    def finish(self, partial: Tensor, received: Tensor, heads: slice = ALL_HEADS) -> Tensor:
+        """Scores [.., h] of these heads from `score_hidden`'s and the masses."""
+        score = partial + self.mass_weight[heads] * (received.to(partial.dtype) + MIN_MASS).log()
         return (score * GRID).round() / GRID

@@ -7,7 +7,7 @@ them as it is. Where ranks outnumber key-value heads, the head is sent to each r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from pipeline.errors import UserError
 
@@ -21,6 +21,12 @@ class HeadShares:
 
     query: tuple[Share, ...]
     key_value: tuple[Share, ...]
+
+    @property
+    def deciding(self) -> tuple[Share, ...]:
+        """Of each rank's key-value heads those that no rank before it has, so that each head is one rank's."""
+        taken = (0, *accumulate((end for _, end in self.key_value), max))
+        return tuple((max(first, t), max(end, t)) for (first, end), t in zip(self.key_value, taken, strict=False))
 
 
 def share_heads(num_query_heads: int, num_key_value_heads: int, size: int) -> HeadShares:

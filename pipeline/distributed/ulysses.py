@@ -92,6 +92,31 @@ def redistribute(x: Tensor, before: Sequence[int], after: Sequence[int], group: 
     return group.exchange(x.reshape(-1), sent, received).view(-1, width)
 
 
+def add_heads(x: Tensor, before: Sequence[Share], after: Sequence[Share], group: SequenceGroup) -> Tensor:
+    """Brings numbers a head from the ranks that have them to those that shall: [N, h] -> [N, h']. What several ranks
+    have for a head is added up in rank order, so that all who get it get the same bits. Not differentiable, collective.
+
+    Args:
+        x: of this rank's heads before[group.rank]; N is the same on all ranks.
+        before, after: heads [first, end) of each rank.
+    """
+    (first, _), (first_after, end_after) = before[group.rank], after[group.rank]
+    sent = [_common(before[group.rank], share) for share in after]
+    received = [_common(share, after[group.rank]) for share in before]
+    sizes = [[len(x) * (end - start) for start, end in shares] for shares in (sent, received)]
+    send = torch.cat([x[:, start - first : end - first].reshape(-1) for start, end in sent])
+    output = x.new_zeros(len(x), end_after - first_after)
+    for part, (start, end) in zip(group.exchange(send, *sizes).split(sizes[1]), received, strict=True):
+        output[:, start - first_after : end - first_after] += part.view(len(x), end - start)
+    return output
+
+
+def _common(one: Share, other: Share) -> Share:
+    """The heads that both have; where none, an empty share within the first."""
+    start = min(max(one[0], other[0]), one[1])
+    return start, max(start, min(one[1], other[1]))
+
+
 def _scatter_heads(x: Tensor, counts: Sequence[int], shares: Sequence[Share], group: SequenceGroup) -> Tensor:
     num_tokens, _, width = x.shape
     send = torch.cat([x[:, first:end].reshape(-1) for first, end in shares])

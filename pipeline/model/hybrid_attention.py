@@ -115,8 +115,8 @@ def _attend_documents(
         plan.record.record(module.layer_idx, query, key, value, hidden, scaling)
     prefixes = None if plan.prefixes is None else plan.prefixes.of_layer(module.layer_idx)
     parts = _whole_documents(query, key, value, plan, prefixes)
-    whole_hidden = _whole_hidden(hidden, plan, prefixes) if plan.shard is None else None
-    orders = drop_orders(memory, parts, whole_hidden, plan, prefixes, scaling)
+    written = _written_hidden(hidden, plan, prefixes)
+    orders = drop_orders(memory, parts, written, plan, prefixes, scaling)
     outputs = [
         attend_sliding(module, q, k, v, scaling, sliding_window)
         if sliding_window is not None
@@ -128,7 +128,7 @@ def _attend_documents(
         for span, (q, k, v), order in zip(plan.spans, parts, orders, strict=True)
     ]
     if memory is not None and plan.use_memory:
-        reads = _read_documents(memory, parts, orders, hidden, whole_hidden, plan, prefixes)
+        reads = _read_documents(memory, parts, orders, hidden, written, plan)
         # cat, not +=: an empty read keeps its parameters in the graph, so all ranks reduce the same gradients
         outputs = [
             torch.cat([o[:, : o.shape[1] - read.shape[1]], o[:, o.shape[1] - read.shape[1] :] + read], 1)
@@ -173,37 +173,37 @@ def _read_documents(
     parts: Parts,
     orders: list[Tensor | None],
     hidden: Tensor,
-    whole_hidden: list[Tensor] | None,
+    written: Tensor,
     plan: DocumentPlan,
-    prefixes: list[Prefix] | None,
 ) -> list[Tensor]:
     """What each span's last `num_evicted` queries read, in their dtype; one call of the cell for all spans."""
     inputs = [
         (span.reading(q.transpose(1, 2)), dropped(span, k, order), dropped(span, v, order))
         for span, (q, k, v), order in zip(plan.spans, parts, orders, strict=True)
     ]
-    query, exchange = parts[0][0], None
-    if plan.shard is None:
-        pairs = zip(plan.spans, whole_hidden, strict=True)
-        hidden_inputs = _join([(span.candidates(h), span.reading(h)) for span, h in pairs])
-    else:
-        before = [] if prefixes is None else [p.hidden for p in prefixes]
-        hidden_inputs, exchange = (torch.cat([*before, hidden], 1), hidden), GateExchange(plan)
-    options = {"cu_seqlens": plan.cu_seqlens(query.device), "write_order": write_order(orders, plan)}
-    read = memory.fn(*_join(inputs), *hidden_inputs, exchange=exchange, **options).to(query.dtype)
+    q, k, v = map(_together, zip(*inputs, strict=True))
+    exchange, reading = None if plan.shard is None else GateExchange(plan), hidden
+    if exchange is None:
+        reading = _together([span.reading(span.take(hidden, 1)) for span in plan.spans])
+    options = {"cu_seqlens": plan.cu_seqlens(q.device), "write_order": write_order(orders, plan)}
+    read = memory.fn(q, k, v, written, reading, exchange=exchange, **options).to(q.dtype)
     return list(read.split([span.num_evicted for span in plan.spans], 1))
 
 
-def _whole_hidden(hidden: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None) -> list[Tensor]:
-    """Each span's hidden states from its document's first token on."""
+def _written_hidden(hidden: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None) -> Tensor:
+    """Hidden states of the tokens that may be compressed, [rows, N, hidden]; of a row that ranks share, of this rank's
+    tokens, prefixes first."""
+    before = [] if prefixes is None else [p.hidden for p in prefixes]
+    if plan.shard is not None:
+        return _together([*before, hidden])
     wholes = [span.take(hidden, 1) for span in plan.spans]
-    if prefixes is None:
-        return wholes
-    return [torch.cat([p.hidden, h], 1) for p, h in zip(prefixes, wholes, strict=True)]
+    if prefixes is not None:
+        wholes = [torch.cat(whole, 1) for whole in zip(before, wholes, strict=True)]
+    return _together([span.candidates(whole) for span, whole in zip(plan.spans, wholes, strict=True)])
 
 
-def _join(inputs: list[tuple[Tensor, ...]]) -> Sequence[Tensor]:
-    return inputs[0] if len(inputs) == 1 else [torch.cat(x, 1) for x in zip(*inputs, strict=True)]
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _place(outputs: list[Tensor], plan: DocumentPlan) -> Tensor:

@@ -36,6 +36,11 @@ class Span:
         return x[:, first : first + self.num_candidates]
 
     @property
+    def retains(self) -> bool:
+        """Whether it has more candidates than are evicted."""
+        return self.num_candidates > self.num_evicted
+
+    @property
     def num_candidates(self) -> int:
         """Tokens that leave the window; 0 where nothing is evicted."""
         return self.num_evicted + self.document.window.num_held if self.num_evicted else 0
@@ -70,13 +75,14 @@ class DocumentPlan:
 
         Raises:
             ValueError: documents out of order, overlapping, empty or reaching out of the batch, without the prefix
-                they need, or with retained tokens in a sharded row.
+                they need, or with retained tokens where ranks keep their tokens inside attention.
         """
         self.batch_size, self.length, self.use_memory = batch_size, length, use_memory
         self.documents, self.prefixes, self.record, self.shard = tuple(documents), prefixes, record, shard
         _check(self.documents, batch_size, length)
-        if shard is not None and any(d.window is not None and d.window.num_retained_tokens for d in documents):
-            raise ValueError("no tokens are retained yet where several ranks hold a row (sequence parallelism)")
+        keeps_tokens = shard is not None and shard.keeps_tokens
+        if keeps_tokens and any(d.window is not None and d.window.num_retained_tokens for d in documents):
+            raise ValueError("no tokens are retained where ranks keep their tokens inside attention (halo)")
         if prefixes is not None:
             prefixes.check(self.documents)
         elif any(d.num_before for d in self.documents):

@@ -8,23 +8,24 @@ from pipeline.attention.received import received_mass
 from pipeline.attention.retention import drop_order
 from pipeline.model.plan import DocumentPlan, Span
 from pipeline.model.prefix import Prefix
+from pipeline.model.score_exchange import HeadScores
 
 Parts = list[tuple[Tensor, Tensor, Tensor]]
 """Of each span queries, and keys and values from its document's first token on, [rows, H, tokens, D]."""
 
 
 def drop_orders(
-    memory: Memory | None, parts: Parts, hidden: list[Tensor] | None, plan: DocumentPlan, prefixes: list[Prefix] | None,
+    memory: Memory | None, parts: Parts, written: Tensor, plan: DocumentPlan, prefixes: list[Prefix] | None,
     scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
     """For each span the candidates in the order in which its key-value heads drop them, int64 [rows, Hkv, E]; None
-    where nothing is retained or evicted.
+    where nothing is retained or evicted. Collective where ranks share the row; the heads are then this rank's.
 
     Args:
         memory: the layer's; None in a layer with a sliding window.
         parts: of the spans.
-        hidden: each span's hidden states from its document's first token on, [rows, tokens, hidden]; None where ranks
-            share the row, which `DocumentPlan` refuses where tokens are retained.
+        written: hidden states of the candidates of all spans, [rows, N, hidden]; of a shared row those of this rank's
+            tokens, prefixes first [1, n, hidden].
         plan: of the forward.
         prefixes: of the spans, where the row does not hold them.
         scale: the attention's.
@@ -32,22 +33,37 @@ def drop_orders(
     Raises:
         ValueError: tokens are to be retained and the memory has no scorer.
     """
-    if hidden is None:
-        return [None] * len(plan.spans)
-    orders: list[Tensor | None] = []
-    for number, (span, (q, k, _), h) in enumerate(zip(plan.spans, parts, hidden, strict=True)):
-        window = span.document.window
-        if memory is None or not span.num_evicted or not window.num_retained_tokens:
-            orders.append(None)
-            continue
-        if memory.retention is None:
-            raise ValueError(f"{window} retains tokens, and the model has no scorer that chooses them")
-        received = received_mass(q, k, window, scale=scale)
-        if prefixes is not None:
-            received[:, :, : span.document.num_before] += prefixes[number].received
-        scores = memory.retention.score(span.candidates(h), span.candidates(received.transpose(1, 2)))
-        orders.append(drop_order(scores.transpose(1, 2), window.num_retained_tokens, window.decision_interval))
-    return orders
+    orders: list[Tensor | None] = [None] * len(plan.spans)
+    retaining = [span.document.window for span in plan.spans if span.retains]
+    if memory is None or not retaining:
+        return orders
+    if memory.retention is None:
+        raise ValueError(f"{retaining[0]} retains tokens, and the model has no scorer that chooses them")
+    received = [
+        _received(span, q, k, None if prefixes is None else prefixes[number], scale)
+        for number, (span, (q, k, _)) in enumerate(zip(plan.spans, parts, strict=True))
+    ]
+    exchange = None if plan.shard is None else HeadScores(plan)
+    scores = memory.retention.score(written, torch.cat(received, 1), exchange).transpose(1, 2)
+    of_spans = scores.split([span.num_candidates for span in plan.spans], 2)
+    return [_drop_order(span, score) for span, score in zip(plan.spans, of_spans, strict=True)]
+
+
+def _drop_order(span: Span, scores: Tensor) -> Tensor | None:
+    if not span.retains:
+        return None
+    window = span.document.window
+    return drop_order(scores, window.num_retained_tokens, window.decision_interval)
+
+
+def _received(span: Span, q: Tensor, k: Tensor, prefix: Prefix | None, scale: float) -> Tensor:
+    """Mass of a span's candidates [rows, N, Hkv]; zeros where it retains none, as its scores mean nothing."""
+    if not span.retains:
+        return k.new_zeros(k.shape[0], span.num_candidates, k.shape[1])
+    received = received_mass(q, k, span.document.window, scale=scale)
+    if prefix is not None:
+        received[:, :, : span.document.num_before] += prefix.received
+    return span.candidates(received.transpose(1, 2))
 
 
 def dropped(span: Span, x: Tensor, order: Tensor | None) -> Tensor:

@@ -58,9 +58,9 @@ class SequenceShard:
         return tuple(self._to_heads(x[0].transpose(0, 1), s).transpose(0, 1)[None]
                      for x, s in zip((query, key, value), shares, strict=True))  # fmt: skip
 
-    def gate_to_heads(self, gate: Tensor) -> Tensor:
-        """[1, n, Hq] -> [1, N, h]."""
-        return self._to_heads(gate[0, :, :, None], self.heads.query)[None, :, :, 0]
+    def numbers_to_heads(self, x: Tensor, shares: Sequence[Share]) -> Tensor:
+        """[1, n, H] of this rank's tokens and all heads, a number each -> [1, N, h] of all tokens and its share."""
+        return self._to_heads(x[0, :, :, None], shares)[None, :, :, 0]
 
     def to_tokens(self, output: Tensor) -> Tensor:
         """[1, N, h, D] of all tokens and this rank's query heads -> [1, n, Hq, D] of its tokens and all heads."""

@@ -39,7 +39,7 @@ BATCHES = {  # documents of each sample, with its window
 }
 
 
-def build_model(cell: str, heads: tuple[int, int]) -> torch.nn.Module:
+def build_model(cell: str, heads: tuple[int, int], **ahn: object) -> torch.nn.Module:
     """A 2-layer Qwen2 in float64, with memories that act: the same on every rank."""
     config_class = ahn_model_class(Qwen2ForCausalLM).config_class
     assert issubclass(config_class, Qwen2Config)
@@ -51,7 +51,7 @@ def build_model(cell: str, heads: tuple[int, int]) -> torch.nn.Module:
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
         max_position_embeddings=512,
-        ahn={"cell": cell, "init": "published", "num_sink_tokens": 4, "window_size": 8},
+        ahn={"cell": cell, "init": "published", "num_sink_tokens": 4, "window_size": 8, **ahn},
     )
     model = ahn_model_class(Qwen2ForCausalLM)(config).double().train()
     generator = torch.Generator().manual_seed(1)

@@ -1,14 +1,13 @@
 """A micro-batch that several ranks hold together gives the loss and the gradients of one process, in float64."""
 
-import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed import sequence_cases
+from tests.distributed.covering import covering
 from tests.distributed.processes import run_ranks
 from tests.distributed.sequence_cases import BATCHES, run_case
 
@@ -20,25 +19,16 @@ HEADS = {
 SOURCES = {"ulysses": ("kl", "cached", "ce"), "halo": ("cached", "ce")}
 
 
-def covering(mode: str, size: int) -> dict[str, dict]:
-    """Cases in which each value of each setting meets each of each other one."""
-    settings = [[mode], CELLS, HEADS[mode][size], list(BATCHES), SOURCES[mode], (False, True)]
+def cases_of(mode: str, size: int) -> dict[str, dict]:
     names = ("mode", "cell", "heads", "batch", "source", "checkpointing")
-    everything = list(itertools.product(*settings))
-    random.Random(0).shuffle(everything)
-    missing = {pair for values in everything for pair in itertools.combinations(enumerate(map(str, values)), 2)}
-    chosen = {}
-    while missing:
-        best = max(everything, key=lambda v: len(missing & set(itertools.combinations(enumerate(map(str, v)), 2))))
-        missing -= set(itertools.combinations(enumerate(map(str, best)), 2))
-        chosen[" ".join(map(str, best))] = dict(zip(names, best, strict=True))
-    return chosen
+    settings = [[mode], CELLS, HEADS[mode][size], list(BATCHES), SOURCES[mode], (False, True)]
+    return covering(dict(zip(names, settings, strict=True)))
 
 
 @pytest.fixture(scope="module", params=(2, 4))
 def outcome(request, tmp_path_factory) -> tuple[dict[str, dict], dict[str, dict]]:
     folder = tmp_path_factory.mktemp("sequence")
-    cases = covering("ulysses", request.param) | covering("halo", request.param)
+    cases = cases_of("ulysses", request.param) | cases_of("halo", request.param)
     (folder / "cases.json").write_text(json.dumps(cases))
     arguments = [folder / "cases.json", folder / "results.pt"]
     finished = run_ranks(Path(sequence_cases.__file__), arguments, folder, num_ranks=request.param)

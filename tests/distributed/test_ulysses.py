@@ -50,6 +50,18 @@ def test_rows_move_to_the_ranks_that_another_split_gives_them_to(outcome):
             assert torch.equal(facts[f"{length}-{HEADS[size][0]}"]["rows"], due)
 
 
+def test_numbers_a_head_are_added_up_at_the_rank_that_decides_and_brought_to_all_that_have_the_head(outcome):
+    size = len(outcome)
+    for length in LENGTHS:
+        for heads in HEADS[size]:
+            shares = share_heads(*heads, size).key_value
+            for (first, end), facts in zip(shares, outcome, strict=True):
+                having = torch.tensor([sum(r + 1 for r in range(size) if shares[r][0] <= h < shares[r][1])
+                                       for h in range(first, end)])  # fmt: skip
+                due = draw("m", length, heads[1])[:, first:end] * having
+                torch.testing.assert_close(facts[f"{length}-{heads}"]["added"], due, rtol=1e-15, atol=1e-15)
+
+
 def test_a_sum_over_ranks_has_the_gradient_of_all_their_losses(outcome):
     size = len(outcome)
     for rank, facts in enumerate(outcome):
@@ -81,5 +93,8 @@ def test_shares_cover_each_query_head_once_with_its_key_value_head(group, num_ke
             used = [h // group for h in range(a, b)]
             assert sorted(set(used)) == list(range(first, end))
             assert len({used.count(h) for h in range(first, end)}) == 1  # grouped attention runs as it is
+        assert [h for a, b in shares.deciding for h in range(a, b)] == list(range(num_key_value_heads))
+        for (a, b), (first, end) in zip(shares.deciding, shares.key_value, strict=True):
+            assert first <= a <= b <= end
         lengths = [b - a for a, b in shares.query]
         assert max(lengths) - min(lengths) <= 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.distributed.groups import init_distributed, leave_distributed
 from pipeline.distributed.head_shares import share_heads
-from pipeline.distributed.ulysses import SequenceGroup, even_counts, redistribute, to_heads, to_tokens
+from pipeline.distributed.ulysses import SequenceGroup, add_heads, even_counts, redistribute, to_heads, to_tokens
 
 WIDTH = 3
 HEADS = {2: [(4, 2), (6, 2), (7, 1)], 4: [(4, 1), (4, 2), (14, 2), (8, 8)]}  # query, key-value
@@ -39,7 +39,10 @@ def exchange_case(length: int, heads: tuple[int, int], group: SequenceGroup) -> 
     out = to_tokens(mixed, counts, shares.query, group)
     (out * draw("o", length, heads[0], WIDTH)[own]).sum().backward()
     rows = redistribute(draw("r", length, WIDTH)[own], counts, tuple(reversed(counts)), group)
-    return {"q": q, "k": k, "out": out, "query_grad": query.grad, "key_grad": key.grad, "rows": rows}
+    received = draw("m", length, heads[1])[:, slice(*shares.key_value[group.rank])] * (group.rank + 1)
+    decided = add_heads(received, shares.key_value, shares.deciding, group)
+    added = add_heads(decided, shares.deciding, shares.key_value, group)
+    return {"added": added, "q": q, "k": k, "out": out, "query_grad": query.grad, "key_grad": key.grad, "rows": rows}
 
 
 def attend(q: Tensor, k: Tensor) -> Tensor:

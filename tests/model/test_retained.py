@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pipeline.attention.window import Document, WindowSpec
-from pipeline.distributed.head_shares import HeadShares
 from pipeline.model.decoder import window_of
 from pipeline.model.plan import DocumentPlan
 from pipeline.model.prefix import PrefixStore
@@ -98,8 +97,7 @@ def test_without_their_prefixes_documents_are_what_they_are_whole(model, tokens)
         torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("heads", [None, HeadShares(((0, 4),), ((0, 2),))], ids=["halo", "ulysses"])
-def test_a_row_that_ranks_share_is_refused_in_a_line(heads):
-    shard = SequenceShard(SimpleNamespace(rank=0, size=2), heads, (24, 24))
-    with pytest.raises(ValueError, match="several ranks hold a row"):
+def test_a_row_of_which_ranks_keep_their_tokens_inside_attention_is_refused_in_a_line():
+    shard = SequenceShard(SimpleNamespace(rank=0, size=2), None, (24, 24))
+    with pytest.raises(ValueError, match="ranks keep their tokens inside attention"):
         DocumentPlan([Document(0, 0, 48, WINDOWS[1])], 1, 48, use_memory=True, shard=shard)
