@@ -20,7 +20,7 @@ from pipeline.evaluation.heldout.sections import format_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_RANKS = 2
-SEQ_LEN, NUM_SINK_TOKENS, WINDOW_SIZE = 1024, 32, 96
+SEQ_LEN, NUM_SINK_TOKENS, WINDOW_SIZE, NUM_RETAINED_TOKENS = 1024, 32, 96, 64
 PROMPT_CHARACTERS, NEW_TOKENS = 2400, 48
 
 
@@ -47,7 +47,8 @@ def build_phases(output: Path, config: DemoConfig) -> dict[str, list[str]]:
     window = ["--num_sink_tokens", NUM_SINK_TOKENS, "--window_size", WINDOW_SIZE]
     trained = ["--model", run / "adapter", "--base", model, *window]
     held_out = ["--data", output / "data/heldout", "--output", output / "evaluation", "--run", run]
-    share = ["--suites", "heldout", "--variants", "full", "window", "ahn"]
+    kept = [f"{name}{NUM_RETAINED_TOKENS}" for name in ("wider", "retained")]
+    share = ["--suites", "heldout", "--variants", "full", "window", *kept, f"{kept[-1]}_ahn"]
     share += ["--max_documents", config.num_documents, "--pieces_per_document", 1]
     prompt = ["--prompt_file", output / "prompt.txt", "--max_new_tokens", NEW_TOKENS]
     phases = {
