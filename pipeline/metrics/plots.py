@@ -98,7 +98,7 @@ def write_training_report(metrics_path: Path, scorers: Path, configuration: str,
     output.write_text(
         page.render(
             title=f"Training run {output.parent.name}",
-            facts=([] if facts is None else scorer_facts(facts)) + (_facts(metrics) if metrics else []),
+            facts=([] if facts is None else scorer_facts(facts)) + _facts(metrics),
             scorers=None if facts is None else base64.b64encode(plot_scorers(facts)).decode(),
             curve=base64.b64encode(curve).decode(),
             phases=base64.b64encode(plot_phases(metrics)).decode() if metrics else None,

@@ -56,15 +56,18 @@ def test_shares_medians_and_pairs_are_those_worked_out_by_hand() -> None:
     assert found.keys() == {"wider64", "retained64"}
     assert found["retained64"]["share"] == pytest.approx(1 - (1.2 + 5.0 + 0.2) / 14)
     assert found["retained64"]["median_share"] == pytest.approx(0.7)  # of 0.7, 0.375 and 0.9; d loses nothing
-    assert found["retained64"]["wider"] == {"variant": "wider64", "documents": 2, "of": 4}
-    assert found["wider64"]["median_share"] == pytest.approx(0.5) and "wider" not in found["wider64"]
+    (rival, pair), *others = found["retained64"]["against"].items()
+    assert (rival, pair["documents"], pair["of"], others) == ("wider64", 2, 4, [])
+    assert pair["difference"] == pytest.approx((2.6 + 4.0 + 1.0 - 1.2 - 5.0 - 0.2) / 14)
+    assert pair["difference_ci95"][0] < 0 < pair["difference_ci95"][1]
+    assert found["wider64"]["median_share"] == pytest.approx(0.5) and "against" not in found["wider64"]
     assert found["retained64"]["share_ci95"] is None  # a draw of d alone loses nothing
     assert summarise(RECORDS[:3], WINDOW)["recovered"]["retained64"]["share_ci95"] is not None
     past = summary["past_largest_budget"]
     assert (past["first_position"], past["num_tokens"], past["num_documents"]) == (130, 6, 3)
     assert past["kl"] == pytest.approx({"window": 6 / 6, "wider64": 3.6 / 6, "retained64": 2.4 / 6})
     assert past["recovered"]["retained64"]["share"] == pytest.approx(1 - 2.4 / 6)
-    assert past["recovered"]["retained64"]["wider"]["documents"] == 1
+    assert past["recovered"]["retained64"]["against"]["wider64"]["documents"] == 1
     control = summary["controls"]["retained64"]
     assert control["num_tokens"] == 13 and summary["control"] is None
     assert control["kl"]["foreign_retained64"] == pytest.approx((3.6 + 5.7 + 2.2 + 0.4) / 13)
@@ -81,7 +84,7 @@ def test_nothing_past_the_largest_budget_is_said_and_no_larger_budget_leaves_no_
     same = summarise(RECORDS, WINDOW, 128)
     assert same["past_largest_budget"] is None
     (section,) = make_sections(same, RECORDS, WINDOW)
-    assert "No scored token" not in section.note and len(section.tables) == 2
+    assert "No scored token" not in section.note and len(section.tables) == 3
 
 
 def test_the_report_is_about_what_the_model_chooses() -> None:
@@ -93,10 +96,11 @@ def test_the_report_is_about_what_the_model_chooses() -> None:
         "With the choice of 64 tokens, the window's KL to full attention changes by -54.3% (a window wider by 64: "
     )
     (section,) = make_sections(summary, RECORDS[:3], WINDOW)
-    results, past, documents = section.tables
-    assert results.rows[2][3:] == ["54.3%", results.rows[2][4], "70.0%", "2 of 3"]
+    results, past, documents, pairs = section.tables
+    assert results.rows[2][3:] == ["54.3%", results.rows[2][4], "70.0%"]
+    assert [row[1:3] for row in pairs.rows] == [["window wider by 64", "2 of 3"]]
     assert results.rows[-1][0] == f"{label('foreign_retained64')}, on 9 tokens"
-    assert "130 tokens" in past.caption and past.rows[2][6] == "1 of 2" and len(documents.rows) == 3
+    assert "130 tokens" in past.caption and len(past.rows) == 4 and len(documents.rows) == 3
     assert len(section.tiles) == 3 and "at the positions that they have there" in section.note
     assert label("foreign_retained64") in format_summary(summary)
 
@@ -145,5 +149,6 @@ def test_a_whole_suite_scores_all_variants_on_the_same_positions(folder, adapter
     assert summary["controls"].keys() == {f"retained{M}", f"retained{M}_ahn"} and summary["control"] is not None
     assert summary["bytes"][f"retained{M}"]["tokens"] == RETAINING.lossless_budget and "bytes" not in short
     (section,) = suite.sections(json.loads(json.dumps(summary)), records)
-    assert [len(table.rows) for table in section.tables] == [9 + 2 * 3 + 2, 9, 2, 9]  # two controls have as many tokens
+    with_controls = 9 + 2 * 3 + 2  # two have as many tokens
+    assert [len(table.rows) for table in section.tables] == [with_controls, 9, 2, 3 + 4, 9]
     assert "no result of this model" in section.note

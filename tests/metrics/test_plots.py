@@ -1,11 +1,13 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from pipeline.metrics.plots import PHASES, plot_phases, plot_training, stack_phases, write_training_report
 
+NO_SCORERS = Path("no/scorers.json")
 SKIPPED = {"step": 2, "data/positions": 0, "data/tokens": 8, "perf/step_s": 0.5}
 
 
@@ -25,7 +27,7 @@ def row(step, loss):
 def test_report_is_one_file_with_the_curve_and_the_figures(tmp_path):
     rows = [row(1, 0.75), SKIPPED, row(3, 0.25)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    write_training_report(tmp_path / "metrics.jsonl", tmp_path / "scorers.json", "train: {a: <b>}", tmp_path / "report.html")
+    write_training_report(tmp_path / "metrics.jsonl", NO_SCORERS, "train: {a: <b>}", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "0.7500 → 0.2500" in page and "3 (1 skipped" in page and "1.25 GiB" in page and "208 at 139 a second" in page
     assert "&lt;b&gt;" in page and not re.search(r'(src|href)="(?!data:)', page)
@@ -40,7 +42,7 @@ def test_curve_shows_the_losses_it_is_given():
 
 def test_a_run_stopped_before_its_first_step_can_be_reported(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    write_training_report(tmp_path / "metrics.jsonl", tmp_path / "scorers.json", "", tmp_path / "report.html")
+    write_training_report(tmp_path / "metrics.jsonl", NO_SCORERS, "", tmp_path / "report.html")
     assert "0 (0 skipped" in (tmp_path / "report.html").read_text()
 
 
@@ -63,6 +65,6 @@ def test_phases_add_up_to_the_step_and_are_shown():
 def test_report_says_how_well_the_devices_were_used(tmp_path):
     rows = [timed_row(1), SKIPPED, timed_row(3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    write_training_report(tmp_path / "metrics.jsonl", tmp_path / "scorers.json", "", tmp_path / "report.html")
+    write_training_report(tmp_path / "metrics.jsonl", NO_SCORERS, "", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<b>16.7%</b>" in page and "<b>+25.0%</b>" in page and "<b>6.7% of the time</b>" in page

@@ -14,6 +14,7 @@ from pipeline.evaluation.heldout.tables import (
     control_rows,
     documents_table,
     format_interval,
+    pair_tables,
     result_tables,
 )
 from pipeline.evaluation.suite import Picture, Record, Section, Tile
@@ -43,6 +44,7 @@ def make_sections(summary: dict[str, Any], records: Sequence[Record], window: Wi
         alt = f"KL of each document, {'AHN' if main == 'ahn' else label(main)} against window"
         pictures.append(Picture(plot_documents(documents, main), alt, caption, True))
         tables.append(documents_table(documents, main))
+    tables += pair_tables(summary["recovered"])
     if summary["bytes"] is not None:
         tables.append(bytes_table(summary["bytes"]))
     return [Section(headline(summary), lead, _tiles(summary), tables, pictures, note=_note(summary))]
@@ -60,8 +62,7 @@ def headline(summary: dict[str, Any]) -> str:
     if interval is not None and interval[0] <= 0:
         return f"No difference shown between {subject} and the window alone"
     change = f"With {subject}, the window's KL to full attention changes by {-found['share']:+.1%}"
-    if "wider" in found:
-        wider = found["wider"]["variant"]
+    for wider in (rival for rival in found.get("against", ()) if parse_variant(rival).kind == "wider"):
         change += f" (a {label(wider)}: {-summary['recovered'][wider]['share']:+.1%})"
     if control is None or foreign_row(main) not in control["recovered"]:
         return f"{change} (no control)"

@@ -149,8 +149,9 @@ def _recovered(documents: Sequence[Totals], row: Row, seed: int) -> dict[str, An
     intervals (None for too few documents, and where a draw of documents loses nothing); `median_share` over the
     documents of which the window loses something. None where it loses nothing.
 
-    Of a variant with M tokens more than sinks + window, where the window wider by M was measured: `wider`, on how many
-    `documents` of how many (`of`) the variant has the lower KL of the two.
+    Of a variant that retains M tokens: `against`, by variant of those that keep as many and were measured (where it has
+    a cell, the same without it among them), on how many `documents` of how many (`of`) it has the lower KL of the two,
+    and by how many nats per token the other's is higher (`difference`, with its interval).
     """
     if sum(d.kl.get("window", 0) for d in documents) <= 0:
         return None
@@ -162,11 +163,25 @@ def _recovered(documents: Sequence[Totals], row: Row, seed: int) -> dict[str, An
         "median_share": float(np.median(shares)),
         **_difference(documents, "window", row, seed),
     }
-    wider = f"wider{parse_variant(own_variant(row)).num_tokens}"
-    if row != wider and wider in documents[0].kl:
-        better = sum(d.kl[row] < d.kl[wider] for d in documents)
-        found["wider"] = {"variant": wider, "documents": better, "of": len(documents)}
+    rivals = [other for other in rivals_of(own_variant(row)) if other != row and other in documents[0].kl]
+    if rivals:
+        found["against"] = {other: _compare(documents, row, other, seed) for other in rivals}
     return found
+
+
+def rivals_of(variant: Variant) -> list[Variant]:
+    """What a variant that retains tokens is compared with: as many tokens, chosen in other ways, and itself without a
+    cell."""
+    spec = parse_variant(variant)
+    if spec.kind != "retained":
+        return []
+    kinds = ("wider", "random", "received", *("retained",) * spec.has_cell)
+    return [f"{kind}{spec.num_tokens}" for kind in kinds]
+
+
+def _compare(documents: Sequence[Totals], row: Row, other: Row, seed: int) -> dict[str, Any]:
+    better = sum(d.kl[row] < d.kl[other] for d in documents)
+    return {"documents": better, "of": len(documents), **_difference(documents, other, row, seed)}
 
 
 def _difference(documents: Sequence[Totals], worse: Row, better: Row, seed: int) -> dict[str, Any]:

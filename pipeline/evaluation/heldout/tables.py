@@ -44,21 +44,17 @@ def result_tables(summary: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _results(
-    found: dict[str, Any], controls: Sequence[tuple[Row, str, dict[str, Any]]], caption: str = ""
-) -> Table:  # fmt: skip
+def _results(found: dict[str, Any], controls: Sequence[tuple[Row, str, dict[str, Any]]], caption: str = "") -> Table:
     kl, recovered = found["kl"], found["recovered"]
-    with_pairs = any("wider" in of_variant for of_variant in recovered.values())
     header = ["attention", "KL to full (nats)", "perplexity", "KL below the window's", "95 % interval"]
-    header += ["median of documents", *["documents better than the wider window"] * with_pairs]
+    header.append("median of documents")
 
     def row(name: str, value: str, perplexity: float, share: dict[str, Any] | None) -> list[str]:
         cells = [name, value, f"{perplexity:.3f}"]
         if share is None:
             return cells + [""] * (len(header) - len(cells))
-        pairs = f"{share['wider']['documents']} of {share['wider']['of']}" if "wider" in share else ""
         cells += [f"{share['share']:.1%}", format_interval(share["share_ci95"], ".1%"), f"{share['median_share']:.1%}"]
-        return cells + [pairs] * with_pairs
+        return cells
 
     rows = [row(label(v), f"{kl[v]:.4f}" if v in kl else "0", x, recovered.get(v)) for v, x in found["ppl"].items()]
     rows += [
@@ -66,6 +62,24 @@ def _results(
         for variant, name, of in controls
     ]
     return Table(header, rows, caption, emphasised=[i for i, variant in enumerate(found["ppl"]) if variant == "ahn"])
+
+
+def pair_tables(recovered: dict[str, dict[str, Any]]) -> list[Table]:
+    """Each variant that retains tokens beside others that keep as many; no table where there is none."""
+    rows = [
+        [label(variant), label(rival), f"{pair['documents']} of {pair['of']}", f"{pair['difference']:+.4f}",
+         format_interval(pair["difference_ci95"], "+.4f")]
+        for variant, found in recovered.items()
+        for rival, pair in found.get("against", {}).items()
+    ]  # fmt: skip
+    header = [
+        "attention",
+        "compared with",
+        "documents with the lower KL",
+        "KL of the other is higher by",
+        "95 % interval",
+    ]
+    return [Table(header, rows, "In pairs, nats per token")] if rows else []
 
 
 def documents_table(documents: Sequence[Totals], main: Row) -> Table:
