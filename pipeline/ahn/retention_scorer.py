@@ -33,12 +33,14 @@ class ScoreExchange(Protocol):
 
 
 class RetentionScorer(nn.Module):
-    """score = w h + u log(r + 1e-6) + b a key-value head, rounded to multiples of 1 / 1024.
+    """score = w h + u log(r + 1e-6) + c p + b a key-value head, rounded to multiples of 1 / 1024.
 
     h is the token's pre-normed hidden state, r the attention mass that sampled queries gave it while it was in the
-    window (pipeline/attention/received.py). Rounded, because in the first layer equal tokens have equal scores up to
-    the rounding of the products, which differs between one forward and another. At first all scores are 0, so that the
-    older tokens leave first: a window that is wider by as many.
+    window (pipeline/attention/received.py), p its position. What is read of a token falls with its age as exp(-c age):
+    compared at the same time, e^(s - c (t - p)) of two tokens are in the same order at every t, that of s + c p. So a
+    head that reads what is near keeps what is near, and still no score changes while a token waits. Rounded, because in
+    the first layer equal tokens have equal scores up to the rounding of the products, which differs between one forward
+    and another. At first all scores are 0, so that the older tokens leave first: a window that is wider by as many.
 
     Buffers, not parameters: no gradient reaches them (they are fitted apart, pipeline/training/scorer_fit.py), and what
     is no parameter ZeRO stage 3 leaves whole. And methods, not a forward: its hooks want the same calls of modules on
@@ -49,21 +51,26 @@ class RetentionScorer(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.zeros(num_heads, hidden_size))
         self.register_buffer("mass_weight", torch.zeros(num_heads))
+        self.register_buffer("position_weight", torch.zeros(num_heads))
         self.register_buffer("bias", torch.zeros(num_heads))
 
     @torch.no_grad()
-    def score(self, hidden_states: Tensor, received: Tensor, exchange: ScoreExchange | None = None) -> Tensor:
-        """Scores [B, N, Hkv] in the buffers' dtype from hidden states [B, N, hidden] and masses [B, N, Hkv].
+    def score(
+        self, hidden_states: Tensor, received: Tensor, positions: Tensor, exchange: ScoreExchange | None = None
+    ) -> Tensor:
+        """Scores [B, N, Hkv] in the buffers' dtype from hidden states [B, N, hidden], masses [B, N, Hkv] and positions
+        in the document, int64 [N].
 
         With an `exchange`, `hidden_states` are of this rank's tokens [1, n, hidden], masses and scores of all
         candidates and this rank's key-value heads [1, N, k].
         """
         partial = self.score_hidden(hidden_states)
+        positions = positions[:, None]
         if exchange is None:
-            return self.finish(partial, received)
+            return self.finish(partial, received, positions)
         # One rank alone: of two that compute a score anew each may round it to its own side.
         masses = exchange.to_deciders(received)
-        return exchange.from_deciders(self.finish(exchange.to_candidates(partial), masses, exchange.heads))
+        return exchange.from_deciders(self.finish(exchange.to_candidates(partial), masses, positions, exchange.heads))
 
     @torch.no_grad()
     def score_hidden(self, hidden_states: Tensor) -> Tensor:
@@ -71,7 +78,8 @@ class RetentionScorer(nn.Module):
         return hidden_states.to(self.weight.dtype) @ self.weight.T + self.bias
 
     @torch.no_grad()
-    def finish(self, partial: Tensor, received: Tensor, heads: slice = ALL_HEADS) -> Tensor:
-        """Scores [.., h] of these heads from `score_hidden`'s and the masses."""
+    def finish(self, partial: Tensor, received: Tensor, positions: Tensor, heads: slice = ALL_HEADS) -> Tensor:
+        """Scores [.., h] of these heads from `score_hidden`'s, the masses, and the positions, which broadcast."""
         score = partial + self.mass_weight[heads] * (received.to(partial.dtype) + MIN_MASS).log()
+        score = score + self.position_weight[heads] * positions
         return (score * GRID).round() / GRID

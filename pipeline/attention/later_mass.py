@@ -16,15 +16,17 @@ class LaterMass(NamedTuple):
 
     sums: float32 [B, Hkv, T, bins], softmax over all keys, on average over the query heads of a group.
     counts: int64 [T, bins], sampled queries at such a distance.
+    distances: float32 [T, bins], their mean distance; 0 where there is none.
     """
 
     sums: Tensor
     counts: Tensor
+    distances: Tensor
 
-    def beyond(self, window_size: int) -> tuple[Tensor, Tensor]:
-        """Sums [B, Hkv, T] and counts [T] over the bins that begin outside a window of that size."""
+    def beyond(self, window_size: int) -> "LaterMass":
+        """The bins that begin outside a window of that size."""
         first = (window_size - 1).bit_length()
-        return self.sums[..., first:].sum(-1), self.counts[..., first:].sum(-1)
+        return LaterMass(*(x[..., first:] for x in self))
 
 
 @torch.no_grad()
@@ -44,6 +46,7 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
     key = torch.arange(num_tokens, device=device)
     sums = torch.zeros(*k.shape[:3], num_bins, device=device)
     counts = torch.zeros(num_tokens, num_bins, dtype=torch.int64, device=device)
+    distances = torch.zeros(num_tokens, num_bins, device=device)
     at_once = max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens))
     for some in query.split(at_once):
         distance = some[:, None] - key
@@ -52,7 +55,8 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
             in_bin = (distance >= 2**number) & (distance < 2 ** (number + 1))
             sums[..., number] += (given * in_bin).sum(2)
             counts[:, number] += in_bin.sum(0)
-    return LaterMass(sums, counts)
+            distances[:, number] += (distance * in_bin).sum(0)
+    return LaterMass(sums, counts, distances / counts.clamp(min=1))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class RandomScorer:
         mixed = _mix(mixed ^ torch.arange(num_heads, device=positions.device))
         return (_mix(mixed ^ positions[..., None] & _MASK) >> 8).to(dtype) / 2**24
 
-    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
+    def finish(self, partial: Tensor, received: Tensor, positions: Tensor) -> Tensor:
         """As TokenScorer's."""
         return partial
 
@@ -37,7 +37,7 @@ class ReceivedScorer:
         """As TokenScorer's."""
         return torch.zeros(*positions.shape, num_heads, dtype=dtype, device=positions.device)
 
-    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
+    def finish(self, partial: Tensor, received: Tensor, positions: Tensor) -> Tensor:
         """As TokenScorer's."""
         return ((received + MIN_MASS).log() * GRID).round() / GRID
 
@@ -52,7 +52,7 @@ class KnownScorer:
         """As TokenScorer's."""
         return self.scores.T[positions].to(dtype)
 
-    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
+    def finish(self, partial: Tensor, received: Tensor, positions: Tensor) -> Tensor:
         """As TokenScorer's."""
         return partial
 

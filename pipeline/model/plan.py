@@ -32,8 +32,14 @@ class Span:
     def candidates(self, x: Tensor) -> Tensor:
         """The tokens that leave the window, of a tensor [rows, tokens, ..] that starts with the document; without
         retained tokens these are the evicted ones. None where nothing is evicted."""
+        positions = self.candidate_positions
+        return x[:, positions.start : positions.stop]
+
+    @property
+    def candidate_positions(self) -> range:
+        """Of the candidates in their document."""
         first = self.document.window.num_sink_tokens if self.num_evicted else 0
-        return x[:, first : first + self.num_candidates]
+        return range(first, first + self.num_candidates)
 
     @property
     def retains(self) -> bool:

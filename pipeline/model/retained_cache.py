@@ -32,8 +32,9 @@ class TokenScorer(Protocol):
     def score_positions(self, positions: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
         """What is known of the scores of tokens when they come, [n, T, Hkv] of `dtype`; positions int64 [n, T]."""
 
-    def finish(self, partial: Tensor, received: Tensor) -> Tensor:
-        """Scores [.., Hkv] when they leave the window, from `score_positions`' and the masses they received."""
+    def finish(self, partial: Tensor, received: Tensor, positions: Tensor) -> Tensor:
+        """Scores [.., Hkv] when they leave the window, from `score_positions`', the masses they received, and
+        positions."""
 
 
 class RetainedLayer(HippocampusLayer):

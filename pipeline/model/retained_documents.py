@@ -44,8 +44,10 @@ def drop_orders(
         for number, (span, (q, k, _)) in enumerate(zip(plan.spans, parts, strict=True))
     ]
     exchange = None if plan.shard is None else HeadScores(plan)
-    scores = memory.retention.score(written, torch.cat(received, 1), exchange).transpose(1, 2)
-    of_spans = scores.split([span.num_candidates for span in plan.spans], 2)
+    ranges = [span.candidate_positions for span in plan.spans]
+    positions = torch.cat([torch.arange(r.start, r.stop, device=written.device) for r in ranges])
+    scores = memory.retention.score(written, torch.cat(received, 1), positions, exchange).transpose(1, 2)
+    of_spans = scores.split([len(r) for r in ranges], 2)
     return [_drop_order(span, score) for span, score in zip(plan.spans, of_spans, strict=True)]
 
 

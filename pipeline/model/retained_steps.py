@@ -62,7 +62,7 @@ def _read_on(
         none = torch.empty(*k.shape[:2], 0, dtype=torch.int64, device=k.device)
         return layer.attend(q, whole, none, scale=scale, base_attention=base_attention)
     candidates = slice(window.num_sink_tokens, num_tokens - window.window_size)
-    facts = {name: whole[name][:, :, candidates] for name in ("partial", "received", "doomed")}
+    facts = {name: whole[name][:, :, candidates] for name in ("partial", "received", "position", "doomed")}
     order = _next_drops(facts, memory, layer)
     drops = order[..., :num_drops]
     output = layer.attend(q, whole, drops, scale=scale, base_attention=base_attention)
@@ -96,7 +96,8 @@ def _next_drops(facts: Table, memory: Memory, layer: RetainedLayer) -> Tensor:
 def _finish(facts: Table, memory: Memory, layer: RetainedLayer) -> Tensor:
     """Scores [B, Hkv, n]."""
     scorer = memory.retention if layer.scorer is None else layer.scorer
-    return scorer.finish(facts["partial"].transpose(1, 2), facts["received"].transpose(1, 2)).transpose(1, 2)
+    known = (facts[name].transpose(1, 2) for name in ("partial", "received", "position"))
+    return scorer.finish(*known).transpose(1, 2)
 
 
 def _keep(layer: RetainedLayer, whole: Table, order: Tensor, num_drops: int) -> None:

@@ -1,10 +1,11 @@
-"""What scorers are fitted to: each layer's candidates with their features and the mass that later queries give them,
-taken from forwards with full attention."""
+"""What scorers are fitted to: each layer's candidates with their features and what later queries read of them, taken
+from forwards with full attention."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.attention.later_mass import later_mass
@@ -13,13 +14,29 @@ from pipeline.attention.window import Document
 
 
 class Candidates(NamedTuple):
-    """N tokens in one layer. `hidden` [N, hidden]; `received`, `mass` float32 [N, Hkv]: what queries in the window and
-    what later ones gave them; `counts` float32 [N]: sampled later queries."""
+    """N tokens in one layer.
+
+    hidden: [N, hidden]. received: float32 [N, Hkv], the mass that queries in the window gave them. By bins of their
+    distance to queries that come later: read, float32 [N, Hkv, bins], the mass that those give them, times the
+    distance of the token's value from the mean value of its document, which is what attention's output loses with the
+    token; counts, distances, float32 [N, bins]: sampled queries and their mean distance.
+    """
 
     hidden: Tensor
     received: Tensor
-    mass: Tensor
+    read: Tensor
     counts: Tensor
+    distances: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        """All parts' tokens; with fewer bins than others a part has empty ones behind them."""
+        bins = max(part.counts.shape[1] for part in parts)
+        padded = (
+            part._replace(**{name: _pad(getattr(part, name), bins) for name in ("read", "counts", "distances")})
+            for part in parts
+        )
+        return cls(*map(torch.cat, zip(*padded, strict=True)))
 
 
 class FeatureStore:
@@ -45,15 +62,26 @@ class FeatureStore:
         found = []
         for d in self._documents if layer in self._scored else ():
             rows, tokens = slice(d.row, d.row + 1), slice(d.start, d.end)
-            q, k = query[rows, :, tokens], key[rows, :, tokens]
+            q, k, v = (x[rows, :, tokens] for x in (query, key, value))
             received = received_mass(q, k, d.window, scale=scale)[0].T
-            sums, counts = later_mass(q, k, scale=scale).beyond(d.window.window_size)
+            sums, counts, distances = later_mass(q, k, scale=scale).beyond(d.window.window_size)
+            read = (sums[0] * _deviation(v[0])[..., None]).transpose(0, 1)
             first = d.window.num_sink_tokens
-            chosen = first + counts[first:].nonzero().squeeze(1)[:: self._every]
-            whole = hidden[d.row, tokens], received.float(), sums[0].T, counts.float()
-            found.append([x[chosen].cpu() for x in whole])
+            chosen = first + counts[first:].sum(1).nonzero().squeeze(1)[:: self._every]
+            whole = hidden[d.row, tokens], received.float(), read, counts.float(), distances
+            found.append(Candidates(*(x[chosen].cpu() for x in whole)))
         if found:
-            self.layers[layer] = Candidates(*map(torch.cat, zip(*found, strict=True)))
+            self.layers[layer] = Candidates.join(found)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Distance of each value [Hkv, T, D] from the mean over T, float32 [Hkv, T]."""
+    values = values.float()
+    return (values - values.mean(1, keepdim=True)).norm(dim=-1)
+
+
+def _pad(x: Tensor, bins: int) -> Tensor:
+    return F.pad(x, (0, bins - x.shape[-1]))
 
 
 def join_candidates(stores: Sequence[FeatureStore]) -> list[Candidates]:
@@ -61,4 +89,4 @@ def join_candidates(stores: Sequence[FeatureStore]) -> list[Candidates]:
     filled = [store.layers for store in stores if store.layers]
     if not filled:
         return []
-    return [Candidates(*map(torch.cat, zip(*(s[layer] for s in filled), strict=True))) for layer in sorted(filled[0])]
+    return [Candidates.join([layers[layer] for layers in filled]) for layer in sorted(filled[0])]

@@ -37,7 +37,8 @@ SCORER_FACTS = "scorers.json"
 @dataclass(frozen=True)
 class ScorerFacts:
     """How the fit went: candidates of a layer, seconds of the forwards and of the fit, each layer's loss per unit of
-    mass with one rate for all tokens of a head and with the scores, and the loss (with its ridge) at each evaluation.
+    what is read with one rate for all tokens of a head and with the scores, and the loss (with its ridge) at each
+    evaluation.
     """
 
     samples: int
@@ -52,8 +53,9 @@ class ScorerFacts:
         """One line."""
         mean = [sum(x) / len(x) for x in (self.before, self.after)]
         return (
-            f"scorers of retained tokens: fitted to {self.candidates:,} tokens of {self.samples} samples; loss "
-            f"{mean[0]:.3f} -> {mean[1]:.3f} per unit of attention ({self.forward_s:.0f} + {self.fit_s:.0f} s)"
+            f"scorers of retained tokens: fitted to {self.candidates:,} tokens of {self.samples} samples "
+            f"({self.forward_s:.0f} + {self.fit_s:.0f} s); loss per unit of what later queries read "
+            f"{mean[0]:.3f} -> {mean[1]:.3f}"
         )
 
     def row(self) -> dict[str, float]:
@@ -167,6 +169,6 @@ def _fill(layers: list[Candidates], scorers: Sequence[RetentionScorer]) -> list[
     if layers:
         return layers
     return [
-        Candidates(torch.empty(0, hidden), torch.empty(0, heads), torch.empty(0, heads), torch.empty(0))
+        Candidates(*(torch.empty(shape) for shape in ((0, hidden), (0, heads), (0, heads, 0), (0, 0), (0, 0))))
         for heads, hidden in (scorer.weight.shape for scorer in scorers)
     ]

@@ -23,9 +23,13 @@ def test_equals_whole_rows_of_attention_by_distance(length, at_once, monkeypatch
         for number in range(found.sums.shape[-1]):
             near = [t for t in rows if 2**number <= t - token < 2 ** (number + 1)]
             assert found.counts[token, number] == len(near)
+            mean = sum(t - token for t in near) / max(1, len(near))
+            assert found.distances[token, number].item() == pytest.approx(mean)
             torch.testing.assert_close(found.sums[:, :, token, number].double(), weights[:, :, near, token].sum(-1))
     for window in (1, 2, 3, 16, 17):
-        sums, counts = found.beyond(window)
+        beyond = found.beyond(window)
+        sums, counts = beyond.sums.sum(-1), beyond.counts.sum(-1)
+        assert beyond.distances.shape == beyond.counts.shape
         least = min(d for d in (1, 2, 4, 8, 16, 32) if d >= window)
         assert counts[0] == sum(t >= least for t in rows)
         expected = sum((weights[:, :, t, 0] for t in rows if t >= least), torch.zeros(2, 2, dtype=torch.float64))

@@ -56,9 +56,10 @@ def build(case: dict) -> torch.nn.Module:
     """
     model = build_model(case["cell"], tuple(case["heads"]), has_scorer=True)
     with torch.no_grad():
-        for number, buffer in enumerate(scorers(model).values()):
+        for number, (name, buffer) in enumerate(scorers(model).items()):
             if case["scorer"] == "acting":
-                buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(number)) * 0.5)
+                buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(number)))
+                buffer *= 0.05 if name.endswith("position_weight") else 0.5  # positions are tens
         for name, parameter in model.named_parameters():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter *= 6

@@ -50,7 +50,7 @@ def simulate_lending(q, k, v, hidden, memory, scale, with_cell):
         writes = []
         for n, head in enumerate(heads):
             partial = memory.retention.score_hidden(hidden[1, t : t + 1])[0, n]
-            writes.append(head.arrive(t, partial, lambda s, mass, n=n: finish(memory, s, mass, n)))
+            writes.append(head.arrive(t, partial, lambda s, mass, p, n=n: finish(memory, s, mass, p, n)))
             near = head.in_window(t)
             lent = sorted(set(head.visible(t)) - set(near))
             keys, values = (torch.cat([x[0, n, near], x[1, n, lent]]) for x in (k, v))

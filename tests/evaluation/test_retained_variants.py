@@ -94,7 +94,7 @@ def test_retained_tokens_are_the_simulation_with_and_without_the_cell(model, ids
 def test_received_mass_alone_is_the_simulation_of_a_scorer_of_nothing_else(model, ids) -> None:
     by_mass = without_cells(model)
     for layer in memory_layers(by_mass).values():
-        for name, value in (("weight", 0.0), ("mass_weight", 1.0), ("bias", 0.0)):
+        for name, value in (("weight", 0.0), ("mass_weight", 1.0), ("position_weight", 0.0), ("bias", 0.0)):
             torch.nn.init.constant_(getattr(layer.ahn.retention, name), value)
     with simulated():
         expected = whole(by_mass, ids, True)

@@ -73,8 +73,8 @@ class Base(NamedTuple):
         model = self.load_untrained(dtype if dtype != torch.float64 else torch.float32, window)
         torch.manual_seed(5)
         with torch.no_grad():
-            for tensor in adapter_state(model).values():
-                tensor.normal_(0, 0.5)
+            for name, tensor in adapter_state(model).items():
+                tensor.normal_(0, 0.05 if name.endswith("position_weight") else 0.5)  # positions are tens
         return model.double() if dtype == torch.float64 else model
 
 

@@ -56,7 +56,7 @@ def simulate_document(
         for number, head in enumerate(heads):
             own = range(number * group, (number + 1) * group)
             partial = memory.retention.score_hidden(hidden[t : t + 1].detach())[0, number]
-            writes.append(head.arrive(t, partial, lambda s, mass, n=number: finish(memory, s, mass, n)))
+            writes.append(head.arrive(t, partial, lambda s, mass, p, n=number: finish(memory, s, mass, p, n)))
             rows += [softmax_over(q[h, t], k[number], v[number], head.visible(t), scale) for h in own]
             if t % sampling_stride(window.window_size) == 0:
                 near = head.in_window(t)
@@ -84,9 +84,9 @@ def simulate_document(
     return torch.stack(outputs)
 
 
-def finish(memory: Memory, partial: Tensor, mass: Tensor, head: int) -> float:
+def finish(memory: Memory, partial: Tensor, mass: Tensor, position: int, head: int) -> float:
     scorer = memory.retention
-    score = partial + scorer.mass_weight[head].detach() * (mass + 1e-6).log()
+    score = partial + scorer.mass_weight[head].detach() * (mass + 1e-6).log() + scorer.position_weight[head] * position
     return round(score.item() * 1024) / 1024
 
 
@@ -115,7 +115,7 @@ class Head:
         leaving, event = t - w.window_size, t - w.window_size - w.num_sink_tokens
         if event < 0:
             return None
-        self.scores[leaving] = finish_score(self.partial[leaving], self.mass[leaving])
+        self.scores[leaving] = finish_score(self.partial[leaving], self.mass[leaving], leaving)
         self.waiting.append(leaving)
         m, c = w.num_retained_tokens, w.decision_interval
         if event >= m and (event - m + 1) % c == 0:

@@ -58,7 +58,9 @@ def scorers(run: Path, step: int) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(300)
 def test_scorers_are_fitted_before_the_first_step_and_stay_as_they_are(runs):
     first, last = scorers(runs / "zero2", 0), scorers(runs / "zero2", 4)
-    assert len(first) == 6 and all(x.abs().max() > 0 for x in first.values())
+    are_fitted = {name: x.abs().max() > 0 for name, x in first.items()}
+    # Of a base with random weights some heads read the more the older a token is, which no score has.
+    assert len(first) == 8 and all(fitted for name, fitted in are_fitted.items() if "position" not in name)
     for name, value in first.items():
         assert torch.equal(last[name], value)
         assert torch.equal(scorers(runs / "fit", 0)[name], value) and torch.equal(scorers(runs / "ce", 1)[name], value)
