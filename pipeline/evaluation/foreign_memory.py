@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.ahn.base import Gates, MemoryCell
+from pipeline.evaluation.lending_cache import LendingCache, LendingLayer
 from pipeline.evaluation.reader import Reader
 from pipeline.model.augment import memory_layers
 from pipeline.model.cache import HippocampusCache
@@ -36,10 +37,20 @@ def read_beside(reader: Reader, tokens: Tensor, beside: Tensor, cache: Hippocamp
         yield output.last_hidden_state[0]
 
 
+def new_pair(reader: Reader) -> LendingCache:
+    """An empty cache of two texts for `read_beside`."""
+    return LendingCache(reader.model.config, reader.kept, memory="on" if reader.has_cell else "off")
+
+
 def own_row(cache: HippocampusCache) -> HippocampusCache:
-    """A cache of the first text alone, with the other's memory, that goes on from there."""
+    """A cache of the first text alone, with the other's memory and what it retains, that goes on from there."""
     own = cache.snapshot()
-    own.batch_select_indices(torch.tensor([0], device=own.layers[0].keys.device))
+    first = torch.tensor([0], device=own.layers[0].keys.device)
+    for number, layer in enumerate(own.layers):
+        if isinstance(layer, LendingLayer):
+            own.layers[number] = layer.of_first()
+        else:
+            layer.batch_select_indices(first)
     return own
 
 

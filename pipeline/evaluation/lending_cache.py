@@ -41,6 +41,23 @@ class LendingLayer(RetainedLayer):
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
         return output.flatten(0, 1).transpose(0, 1)
 
+    def of_first(self) -> RetainedLayer:
+        """What the first row sees, as a layer of its own that goes on from there."""
+        first = RetainedLayer(self.window, self.memory, self.scorer)
+        first.lazy_initialization(self.keys[:1], self.values[:1])
+        first.num_seen = self.num_seen
+        first.state = None if self.state is None else self.state[:1]
+        num_kept, num_sinks = min(self.num_seen, self.window.lossless_budget), self.window.num_sink_tokens
+        parts = [min(num_sinks, num_kept), max(0, num_kept - num_sinks - self.window.window_size)]
+        parts.append(num_kept - sum(parts))
+
+        def choose(x: Tensor) -> Tensor:
+            sinks, left, near = x.split(parts, 2)
+            return torch.cat([sinks[:1], left[1:], near[:1]], 2)
+
+        first.set_table({name: choose(x) for name, x in self.in_order().items()})
+        return first
+
 
 class LendingCache(HippocampusCache):
     """Where nothing is retained an ordinary cache; the cells' states are lent by foreign_memory.py."""

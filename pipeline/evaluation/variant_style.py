@@ -38,6 +38,11 @@ FOREIGN = "another document's memory"
 FOREIGN_PREFIX = "foreign"
 
 
+def has_control(variant: str) -> bool:
+    """Whether it reads a memory of its own that another document's can take the place of."""
+    return parse_variant(variant).kind in ("ahn", "retained")
+
+
 def foreign_row(variant: str) -> str:
     """The name of a variant's control: `foreign` of `ahn`, `foreign_retained64` of `retained64`."""
     return FOREIGN_PREFIX if variant == "ahn" else f"{FOREIGN_PREFIX}_{variant}"

@@ -16,7 +16,7 @@ from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model, set_window
-from tests.tiny_models import TINY_WINDOW
+from tests.tiny_models import TINY_WINDOW, make_adapter
 
 TEXT = "".join(f"Line {i} of the text says that {i} is followed by {i + 1}. It ends here.\n" for i in range(60))
 STRETCH = 4.302653 / 1.959964 * 1.5**0.5
@@ -30,13 +30,22 @@ def text(tmp_path_factory):
     return path
 
 
+RETAINED = 24
+VARIANTS = ("ahn", f"retained{RETAINED}", f"retained{RETAINED}_ahn")
+
+
 @pytest.fixture(scope="module")
-def model(folder):
-    """Its memories forget slowly, so that what they hold still shows after a question of several windows."""
-    model = load_model(str(folder / "adapter"), dtype=torch.float32).double().eval()
+def model(folder, tmp_path_factory):
+    """Its memories forget slowly, and old tokens are retained, so that what they hold still shows after a question of
+    several windows."""
+    window = replace(TINY_WINDOW, num_retained_tokens=RETAINED)
+    adapter = make_adapter(tmp_path_factory.mktemp("scored") / "adapter", folder / "base", window)
+    model = load_model(str(adapter), dtype=torch.float32).double().eval()
+    set_window(model, TINY_WINDOW)
     with torch.no_grad():
         for layer in model.get_decoder().layers:
             layer.ahn.fn.A_log.fill_(-6.0)
+            layer.ahn.retention.position_weight.fill_(-0.5)
     return model
 
 
@@ -103,10 +112,11 @@ class OneDocument(AbsorbedSuite):
         return super().document(0)
 
 
-def test_the_control_takes_the_memory_of_another_document(model, make_suite):
-    readers = {"ahn": Reader(model, "ahn", TINY_WINDOW, 64, 4.0)}
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_control_takes_the_memory_of_another_document(model, make_suite, variant):
+    readers = {variant: Reader(model, variant, TINY_WINDOW, 64, 4.0)}
     for suite, is_own in ((AbsorbedSuite, False), (OneDocument, True)):
-        suite = make_suite(("ahn",), suite, documents=1, facts=2, windows=[1, 2])
+        suite = make_suite((variant,), suite, documents=1, facts=2, windows=[1, 2])
         for found in suite.measure(suite.units()[0], readers)["distances"]:
             own, foreign = ([asked["log_prob"] for asked in found[name]] for name in ("questions", "foreign"))
             differences = [abs(a - b) for a, b in zip(own, foreign, strict=True)]
@@ -124,11 +134,14 @@ class OtherFact(AbsorbedSuite):
         return replace(document, tokens=tokens)
 
 
-def test_the_control_knows_nothing_of_the_document_beyond_its_windows(model, make_suite):
-    readers = {"ahn": Reader(model, "ahn", TINY_WINDOW, 64, 4.0)}
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_control_knows_nothing_of_the_document_beyond_its_windows(model, make_suite, variant):
+    readers = {variant: Reader(model, variant, TINY_WINDOW, 64, 4.0)}
     found = {"questions": [], "foreign": []}
     for suite in (AbsorbedSuite, OtherFact):
-        suite = make_suite(("ahn",), suite, documents=1, facts=1, windows=[1, 6])  # two layers' windows reach 24 tokens
+        suite = make_suite(
+            (variant,), suite, documents=1, facts=1, windows=[1, 6]
+        )  # two layers' windows reach 24 tokens
         (_, far) = suite.measure(suite.units()[0], readers)["distances"]
         for name, of_suites in found.items():
             of_suites.append(far[name][0]["log_prob"])
@@ -184,8 +197,11 @@ def test_the_summary_has_each_distance_and_what_is_recovered():
     assert [at["log_prob"] for at in foreign] == pytest.approx([6 / 27, 3 / 27])
     assert [at["recall"] for at in ahn] == [1 / 3, 0.0] and ahn[1]["recall_ci95"] is None
     assert summary["recovered"].keys() == {"ahn", "foreign"}
-    assert [at["difference"] for at in summary["control"]] == [1.5, 0.5]  # nats per token, of each document alike
-    assert [at["difference_ci95"] for at in summary["control"]] == [None, None]
+    assert [at["difference"] for at in summary["controls"]["ahn"]] == [
+        1.5,
+        0.5,
+    ]  # nats per token, of each document alike
+    assert [at["difference_ci95"] for at in summary["controls"]["ahn"]] == [None, None]
 
 
 @pytest.mark.parametrize("variants", [("full", "window", "ahn"), ("window",)])

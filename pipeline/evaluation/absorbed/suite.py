@@ -13,12 +13,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.documents import AbsorbedDocument, EncodedFacts, build_document, draw_facts
 from pipeline.evaluation.absorbed.sections import make_section
 from pipeline.evaluation.absorbed.summary import summarise
-from pipeline.evaluation.foreign_memory import own_row, read_beside
+from pipeline.evaluation.foreign_memory import new_pair, own_row, read_beside
 from pipeline.evaluation.haystack import make_haystack
 from pipeline.evaluation.needles.answers import score_answer
 from pipeline.evaluation.needles.words import NAMES
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit, default_multiples
+from pipeline.evaluation.variant_style import has_control
 from pipeline.model.cache import HippocampusCache
 
 DEFAULT_WINDOWS = (1, 2, 4, 8, 16)
@@ -30,8 +31,8 @@ class AbsorbedSuite:
     A record has `document`, `variant`, `evicted` (at each distance) and `distances`: for each number of windows
     `windows` and `questions`, which has for each fact `recalled` (greedy decoding gives the answer: all its tokens are
     the likeliest) and, of the answer's tokens, given those before, `log_prob` (their sum, nats), `tokens` and `top1`
-    (how many are the likeliest). `ahn` has `foreign` beside `questions`: the same where all was read with the next
-    document's memory instead of its own.
+    (how many are the likeliest). Variants with a memory of their own have `foreign` beside `questions`: the same where
+    all was read with what the next document's memory holds instead.
 
     Raises:
         UserError: more facts than there are names, or a haystack that is too short for the distances.
@@ -87,8 +88,8 @@ class AbsorbedSuite:
         (variant,) = unit.variants
         number, reader = int(unit.key.split("/")[0]), readers[variant]
         document = self.document(number)
-        other = self.document(number + 1) if variant == "ahn" else None
-        cache, both, distances, evicted = reader.new_cache(), reader.new_cache(), [], []
+        other = self.document(number + 1) if has_control(variant) else None
+        cache, both, distances, evicted = reader.new_cache(), new_pair(reader), [], []
         for windows in self._windows:
             end = len(document.tokens) + windows * self._window.window_size
             context = [*document.tokens, *document.filler][:end]

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.foreign_memory import read_beside
+from pipeline.evaluation.foreign_memory import new_pair, read_beside
 from pipeline.evaluation.heldout.pieces import Piece
-from pipeline.evaluation.lending_cache import LendingCache
 from pipeline.evaluation.reader import Reader
 
 
@@ -54,10 +53,9 @@ def read_with_foreign_memory(reader: Reader, tokens: Tensor, other: Tensor, posi
     """
     beyond = 0 if reader.kept.num_retained_tokens else reader.window.window_size
     reach = min(len(tokens), len(other) + beyond)
-    cache = LendingCache(reader.model.config, reader.kept, memory="on" if reader.has_cell else "off")
     beside = torch.cat([other, other.new_zeros(max(0, reach - len(other)))])  # what fills it up is never evicted
     found, start = [], 0
-    for hidden in read_beside(reader, tokens[:reach], beside[:reach], cache):
+    for hidden in read_beside(reader, tokens[:reach], beside[:reach], new_pair(reader)):
         inside = positions[(positions >= start) & (positions < start + len(hidden))] - start
         found.append(hidden[inside.to(hidden.device)])
         start += len(hidden)

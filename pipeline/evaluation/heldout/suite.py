@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import Variant, parse_variant
+from pipeline.config import Variant
 from pipeline.errors import UserError
 from pipeline.evaluation.absorbed.summary import Row
 from pipeline.evaluation.heldout.foreign import choose_partner, read_with_foreign_memory
@@ -17,7 +17,7 @@ from pipeline.evaluation.heldout.summary import summarise
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs, Record, Section, Unit
 from pipeline.evaluation.variant_bytes import count_bytes
-from pipeline.evaluation.variant_style import foreign_row
+from pipeline.evaluation.variant_style import foreign_row, has_control
 from pipeline.losses.chunked_kl import score_positions
 from pipeline.losses.output_head import OutputHead
 from pipeline.model.output_head import find_output_head
@@ -159,11 +159,6 @@ def _float32_head(reader: Reader) -> OutputHead:
     head = find_output_head(reader.model)
     dtype = torch.promote_types(head.weight.dtype, torch.float32)
     return head if head.weight.dtype == dtype else head.copy_to(dtype)
-
-
-def has_control(variant: Variant) -> bool:
-    """Whether it reads a memory of its own that another document's can take the place of."""
-    return variant == "ahn" or parse_variant(variant).kind == "retained"
 
 
 def _rounded(x: float) -> float:
