@@ -4,11 +4,15 @@ is fitted to."""
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-NUM_QUERIES = 128
+NUM_QUERIES = 1024
+"""With fewer what is read of a token is known so roughly that scores fitted to it keep worse ones."""
 MAX_ELEMENTS = 2**25
 """Attention weights that exist at one time."""
+MAX_ROWS = 128
+"""Queries at one time: the fewer, the fewer keys behind them are looked at in vain."""
 
 
 class LaterMass(NamedTuple):
@@ -44,18 +48,21 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
     query = torch.arange(1, count + 1, device=device) * num_tokens // count - 1
     num_bins = max(1, (num_tokens - 1).bit_length())
     key = torch.arange(num_tokens, device=device)
+    # Of each token and bin the first query in it, and behind the last bin's the first query beyond: [T, bins + 1].
+    bounds = torch.searchsorted(query, key[:, None] + 2 ** torch.arange(num_bins + 1, device=device))
     sums = torch.zeros(*k.shape[:3], num_bins, device=device)
-    counts = torch.zeros(num_tokens, num_bins, dtype=torch.int64, device=device)
-    distances = torch.zeros(num_tokens, num_bins, device=device)
-    at_once = max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens))
-    for some in query.split(at_once):
-        distance = some[:, None] - key
-        given = _given(q, k, some, distance, scale)
-        for number in range(num_bins):
-            in_bin = (distance >= 2**number) & (distance < 2 ** (number + 1))
-            sums[..., number] += (given * in_bin).sum(2)
-            counts[:, number] += in_bin.sum(0)
-            distances[:, number] += (distance * in_bin).sum(0)
+    at_once = min(MAX_ROWS, max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens)))
+    for start in range(0, count, at_once):
+        end = min(start + at_once, count)
+        num_keys = end * num_tokens // count  # up to the last of these queries
+        some = query[start:end]
+        given = _given(q, k[:, :, :num_keys], some, some[:, None] - key[:num_keys], scale)
+        until = F.pad(given.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # of the first n of these queries, n = 0 ..
+        inside = (bounds[:num_keys] - start).clamp(0, end - start).expand(*sums.shape[:2], -1, -1)
+        sums[:, :, :num_keys] += until.gather(3, inside).diff(dim=3)
+    counts = bounds.diff(dim=1)
+    total = F.pad(query.cumsum(0), (1, 0))
+    distances = total[bounds].diff(dim=1) - key[:, None] * counts
     return LaterMass(sums, counts, distances / counts.clamp(min=1))
 
 

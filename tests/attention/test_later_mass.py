@@ -25,7 +25,7 @@ def test_equals_whole_rows_of_attention_by_distance(length, at_once, monkeypatch
             assert found.counts[token, number] == len(near)
             mean = sum(t - token for t in near) / max(1, len(near))
             assert found.distances[token, number].item() == pytest.approx(mean)
-            torch.testing.assert_close(found.sums[:, :, token, number].double(), weights[:, :, near, token].sum(-1))
+            close(found.sums[:, :, token, number], weights[:, :, near, token].sum(-1))
     for window in (1, 2, 3, 16, 17):
         beyond = found.beyond(window)
         sums, counts = beyond.sums.sum(-1), beyond.counts.sum(-1)
@@ -33,4 +33,9 @@ def test_equals_whole_rows_of_attention_by_distance(length, at_once, monkeypatch
         least = min(d for d in (1, 2, 4, 8, 16, 32) if d >= window)
         assert counts[0] == sum(t >= least for t in rows)
         expected = sum((weights[:, :, t, 0] for t in rows if t >= least), torch.zeros(2, 2, dtype=torch.float64))
-        torch.testing.assert_close(sums[:, :, 0].double(), expected)
+        close(sums[:, :, 0], expected)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to what float32 sums over up to 64 queries lose."""
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
