@@ -77,7 +77,12 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.errors", "pipeline.flags", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
         "pipeline.byte_counts",
         *("pipeline.model.base_config", "pipeline.model.files"),
-        *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
+        *(
+            "pipeline.metrics.accounting",
+            "pipeline.metrics.architecture",
+            "pipeline.teacher",
+            "pipeline.evaluation.training_curve",
+        ),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
         *("pipeline.training.schedules", "pipeline.tokenizer"),
     },

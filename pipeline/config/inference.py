@@ -108,13 +108,23 @@ class AccountingConfig:
     """First tokens that attention keeps."""
     window_size: int = 32_640
     """Most recent tokens that attention keeps, sinks not counted."""
+    num_retained_tokens: int = 0
+    """Evicted tokens that each key-value head retains."""
+    decision_interval: int = 1
+    """Tokens between two decisions about which are retained."""
     bytes_per_element: int = 4
     """Of keys, values and state in the paper's cache formula (the paper counts 4)."""
     json: Path | None = None
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size, self.num_retained_tokens)
+        interval = self.decision_interval
+        require(interval >= 1, f"--decision_interval: must be >= 1, found {interval}")
+        require(
+            interval == 1 or self.num_retained_tokens > 0,
+            f"--decision_interval {interval}: goes with --num_retained_tokens above 0",
+        )
         require(self.length >= 1, f"--length: must be >= 1, found {self.length}")
         require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
         if self.json is not None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.config import TrainRunConfig
-from pipeline.metrics.accounting import Architecture, count_parameters
+from pipeline.metrics.accounting import count_parameters
+from pipeline.metrics.architecture import Architecture
 
 GIB = 1 << 30
 RESERVED = 2.0 * GIB  # CUDA's context, NCCL's buffers, and what the allocator loses to fragments

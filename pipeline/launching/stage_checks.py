@@ -13,7 +13,7 @@ from pipeline.launching.checks import DataFacts, Experiment, check_tokenizer, ch
 from pipeline.launching.findings import Findings
 from pipeline.launching.gpu_memory import GIB, estimate_gpu_memory
 from pipeline.launching.stages import Stage
-from pipeline.metrics.accounting import load_architecture
+from pipeline.metrics.architecture import load_architecture
 from pipeline.model.base_config import read_base_config
 from pipeline.model.files import find_tokenizer_json, resolve_model
 from pipeline.teacher.capture_plan import plan_capture

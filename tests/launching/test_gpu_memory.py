@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.config import TrainConfig, TrainRunConfig
 from pipeline.launching.gpu_memory import GIB, count_base_parameters, estimate_gpu_memory
-from pipeline.metrics.accounting import PRESETS, count_parameters
+from pipeline.metrics.accounting import count_parameters
+from pipeline.metrics.architecture import PRESETS
 
 CONFIG = TrainRunConfig("model", "data", Path("run"), Path("zero.json"))
 BIG = PRESETS["qwen2.5-14b"]
