@@ -80,6 +80,7 @@ ALLOWED = {  # layer -> layers of ours it may import
         *("pipeline.model.base_config", "pipeline.model.files"),
         *("pipeline.metrics.accounting", "pipeline.metrics.architecture"),
         *("pipeline.teacher", "pipeline.evaluation.training_curve"),
+        *("pipeline.evaluation.variant_choice", "pipeline.evaluation.variant_windows"),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
         *("pipeline.training.schedules", "pipeline.tokenizer"),
     },

@@ -12,10 +12,10 @@ from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import EvalConfig, parse_variant
 from pipeline.errors import UserError
 from pipeline.evaluation.baseline_scorers import RandomScorer
-from pipeline.evaluation.catalogue import choose_variants
 from pipeline.evaluation.oracle import later_mass_scores
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.variant_caches import make_cache
+from pipeline.evaluation.variant_choice import choose_variants
 from pipeline.evaluation.variant_style import COLOURS, LABELS, colour_of, foreign_row, is_foreign, label, own_variant
 from pipeline.model.augment import memory_layers
 from pipeline.model.files import resolve_model

@@ -217,6 +217,12 @@ def test_a_teacher_cache_that_does_not_cover_the_windows(inputs, tmp_path):
     message = refused(inputs, tmp_path / "run", flag)
     assert "past a lossless budget of 9 tokens" in message and "--window.budgets [8, 16] may draw 8" in message
     check(inputs, tmp_path / "run", flag, "--window.budgets=[9,16]")
+    check(inputs, tmp_path / "run", flag, "--window.retained=[1,4]")
+    message = refused(inputs, tmp_path / "run", flag, "--window.retained=[0,4]")
+    assert "--window.budgets [8, 16] may draw 8" in message
+    make_cache(inputs, tmp_path / "later", positions=PositionPolicy("past_budget", 11))
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'later'}", "--window.retained=[2]")
+    assert "[8, 16] with --window.retained [2] may draw 10; give --window.budgets of at least 9, or" in message
 
 
 def test_a_teacher_cache_that_lacks_a_shard(inputs, tmp_path):
