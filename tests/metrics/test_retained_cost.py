@@ -14,6 +14,7 @@ from pipeline.attention.retention import drop_order
 from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import AccountingConfig, MemoryConfig, parse_cli
 from pipeline.errors import UserError
+from pipeline.metrics import accounting
 from pipeline.metrics.accounting import compute_account
 from pipeline.metrics.architecture import attention_flops, parse_architecture
 from pipeline.metrics.retained_cost import choice_flops, received_flops, score_flops
@@ -101,6 +102,18 @@ def test_kept_bytes_are_those_of_a_real_cache(length, memory, tmp_path) -> None:
     account = compute_account(A, cell, length + 60, WINDOW, bytes_per_element=2, rows=2)
     if length + 60 > WINDOW.lossless_budget:
         assert cache.num_bytes() == account.kept_bytes
+
+
+def test_the_command_counts_what_is_retained(monkeypatch, capsys) -> None:
+    command = ["accounting", "--length", "128000", "--bytes_per_element", "2"]
+    printed = []
+    for flags in ([], ["--num_retained_tokens", "1024", "--decision_interval", "32"]):
+        monkeypatch.setattr("sys.argv", [*command, *flags])
+        accounting.main()
+        printed.append(capsys.readouterr().out)
+    assert "R = 32,640\n" in printed[0] and "kept here         1.40 GB" in printed[0] and "choice" not in printed[0]
+    assert "R = 32,640, M = 1,024, C = 32\n" in printed[1] and "kept here         1.48 GB" in printed[1]
+    assert "published" not in printed[1] and "choice of tokens  0.001e15 FLOPs" in printed[1]
 
 
 def test_the_command_s_flags() -> None:
