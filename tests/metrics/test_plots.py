@@ -25,9 +25,7 @@ def row(step, loss):
 def test_report_is_one_file_with_the_curve_and_the_figures(tmp_path):
     rows = [row(1, 0.75), SKIPPED, row(3, 0.25)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    write_training_report(
-        tmp_path / "metrics.jsonl", tmp_path / "scorers.json", "train: {a: <b>}", tmp_path / "report.html"
-    )
+    write_training_report(tmp_path / "metrics.jsonl", tmp_path / "scorers.json", "train: {a: <b>}", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "0.7500 → 0.2500" in page and "3 (1 skipped" in page and "1.25 GiB" in page and "208 at 139 a second" in page
     assert "&lt;b&gt;" in page and not re.search(r'(src|href)="(?!data:)', page)
