@@ -1,7 +1,7 @@
 """Continues a prompt with an AHN model; the text goes to stdout while it is generated, figures to stderr.
 
 python launchers/generate.py --model RUN/adapter --prompt "def quicksort(items):" --max_new_tokens 64
-python launchers/generate.py --model RUN/adapter --prompt_file book.txt --window_size 1920
+python launchers/generate.py --model RUN/adapter --prompt_file book.txt --window_size 1920 --num_retained_tokens 256
 cat notes.txt | python launchers/generate.py --model MERGED --chat
 python launchers/generate.py --model RUN/adapter --prompt_file book.txt --save_cache book.cache     # absorb once,
 python launchers/generate.py --model RUN/adapter --load_cache book.cache --prompt "Who did it?"     # ask often
@@ -50,9 +50,10 @@ def check_files(config: GenerateConfig, files: ModelFiles) -> WindowSpec | None:
     """Looks at what needs no model; returns the window, None for a plain base.
 
     Raises:
-        UserError: a cache for a plain base, or one that is not there or has no folder to go to; no tokenizer.
+        UserError: a cache for a plain base, or one that is not there or has no folder to go to; a window that the
+            model cannot have; no tokenizer.
     """
-    window = files.choose_window(config.num_sink_tokens, config.window_size)
+    window = files.choose_window(config.num_sink_tokens, config.window_size, config.num_retained_tokens)
     for flag, path in (("--save_cache", config.save_cache), ("--load_cache", config.load_cache)):
         if path is not None and window is None:
             raise UserError(f"{flag} {path}: --model {config.model} is a plain base, whose cache grows with the text")

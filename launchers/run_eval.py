@@ -24,11 +24,16 @@ def choose_window(config: EvalConfig, files: ModelFiles) -> WindowSpec:
     """The model's window with the flags in its place.
 
     Raises:
-        UserError: a plain base, which has none, and no flags.
+        UserError: a plain base, which has none, and no flags; tokens to retain without a scorer that chooses them.
     """
-    window = None if files.kind == "base" else files.choose_window(config.num_sink_tokens, config.window_size)
-    if window is not None:
-        return window
+    retained = config.num_retained_tokens
+    if files.kind != "base":
+        return files.choose_window(config.num_sink_tokens, config.window_size, retained)
+    if retained:
+        raise UserError(
+            f"--num_retained_tokens {retained}: --model {config.model} is a plain base, which has no scorer; name "
+            f"variants that need none, as in --variants full window random{retained} received{retained}"
+        )
     if config.num_sink_tokens is None or config.window_size is None:
         raise UserError(
             f"--model {config.model} is a plain base without a memory: give --num_sink_tokens and --window_size for "

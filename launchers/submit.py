@@ -17,11 +17,12 @@ from data_prep.tokenization import resolve_tokenizer
 from pipeline.config import PrepareConfig, SubmitConfig, parse_cli
 from pipeline.errors import EXIT_USER_ERROR, run_cli
 from pipeline.launching.checks import Experiment, check_cluster, check_outputs, check_preparation
+from pipeline.launching.evaluation_check import check_evaluation
 from pipeline.launching.findings import Findings
 from pipeline.launching.jobs import build_jobs
 from pipeline.launching.results import split_finished
 from pipeline.launching.slurm import check_jobs, follow, submit
-from pipeline.launching.stage_checks import check_cache_stage, check_evaluation, check_finished, check_training
+from pipeline.launching.stage_checks import check_cache_stage, check_finished, check_training
 from pipeline.launching.stages import build_stages, split_command_line
 
 ROOT = Path(__file__).resolve().parents[1]

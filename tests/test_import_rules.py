@@ -31,6 +31,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     **{f"pipeline.teacher.cache_{m}": {"numpy"} for m in ("format", "listing", "claims", "writer")},
     **{f"pipeline.teacher.cache_{m}": {"numpy", "zstandard"} for m in ("members", "samples")},
     "pipeline.attention.window": {"numpy"},
+    "pipeline.attention.retained_blocks": set(),
 }
 
 TEACHER_CACHE = {  # the cache folder: no torch, no model
@@ -75,9 +76,11 @@ ALLOWED = {  # layer -> layers of ours it may import
     ),
     "pipeline.launching": {
         *("pipeline.errors", "pipeline.flags", "pipeline.config", "pipeline.data", "pipeline.attention.window"),
-        "pipeline.byte_counts",
+        *("pipeline.attention.retained_blocks", "pipeline.byte_counts"),
         *("pipeline.model.base_config", "pipeline.model.files"),
-        *("pipeline.metrics.accounting", "pipeline.teacher", "pipeline.evaluation.training_curve"),
+        *("pipeline.metrics.accounting", "pipeline.metrics.architecture"),
+        *("pipeline.teacher", "pipeline.evaluation.training_curve"),
+        *("pipeline.evaluation.variant_choice", "pipeline.evaluation.variant_windows"),
         *(f"pipeline.training.{m}" for m in ("cached_teacher", "deepspeed_config", "preflight", "run_folder")),
         *("pipeline.training.schedules", "pipeline.tokenizer"),
     },

@@ -6,20 +6,13 @@ from torch import Tensor
 
 from pipeline.attention.window import WindowSpec
 
-QUERIES_A_WINDOW = 32
-
-
-def sampling_stride(window_size: int) -> int:
-    """Every how many positions a query is looked at: about 32 in a window."""
-    return max(1, window_size // QUERIES_A_WINDOW)
-
 
 @torch.no_grad()
 def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float, num_skipped: int = 0) -> Tensor:
     """Sums of softmax attention over sampled queries, in linear time.
 
-    The queries at positions t = 0, s, 2 s, .. (`sampling_stride`) attend to sinks and window; token j gets what those
-    with j < t < j + R give it, on average over the query heads of a group.
+    The queries at positions t = 0, s, 2 s, .. (`WindowSpec.sampling_stride`) attend to sinks and window; token j
+    gets what those with j < t < j + R give it, on average over the query heads of a group.
 
     Args:
         q: queries [B, Hq, T, D] of the last T tokens of a document; queries that are not among them add nothing.
@@ -32,7 +25,7 @@ def received_mass(q: Tensor, k: Tensor, window: WindowSpec, *, scale: float, num
         [B, Hkv, K], float32 or the keys' dtype if that is float64; 0 for sinks.
     """
     num_tokens, first = k.shape[2], k.shape[2] - q.shape[2]
-    stride, dtype = sampling_stride(window.window_size), torch.promote_types(k.dtype, torch.float32)
+    stride, dtype = window.sampling_stride, torch.promote_types(k.dtype, torch.float32)
     first_sampled = first + -(first + num_skipped) % stride
     num_sampled = len(range(first_sampled, num_tokens, stride))
     if not num_sampled:

@@ -10,12 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.attention.retained_blocks import MAX_ROWS, block_size
 from pipeline.attention.retention import drop_events
 from pipeline.attention.window import WindowSpec
-
-MIN_BLOCK, MAX_BLOCK = 128, 2048
-MAX_ROWS = 2**19
-"""Keys that are gathered at a time, over all heads and blocks."""
 
 
 def retained_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, order: Tensor, *, scale: float) -> Tensor:
@@ -46,12 +43,6 @@ def retained_attention(q: Tensor, k: Tensor, v: Tensor, window: WindowSpec, orde
         whole = columns.shape[2] <= at_once or not torch.is_grad_enabled()
         outputs.append(_attend(*arguments) if whole else checkpoint(_attend, *arguments, use_reentrant=False))
     return torch.cat(outputs, 1)[:, :num_queries]
-
-
-def block_size(window: WindowSpec, num_queries: int) -> int:
-    """Queries of a block: of the order of what they see, so that little is gathered for each."""
-    wanted = 1 << (window.lossless_budget // 2).bit_length()
-    return min(max(MIN_BLOCK, min(wanted, MAX_BLOCK)), num_queries)
 
 
 def drop_positions(order: Tensor, window: WindowSpec, num_tokens: int, never: int) -> Tensor:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SAMPLED_QUERIES = 32
+
 
 @dataclass(frozen=True)
 class WindowSpec:
@@ -62,6 +64,11 @@ class WindowSpec:
     def num_held(self) -> int:
         """M + C - 1: candidates that are retained, wait for a decision or for their turn to be dropped."""
         return self.num_retained_tokens + self.decision_interval - 1
+
+    @property
+    def sampling_stride(self) -> int:
+        """Every how many positions a query is looked at for the mass that tokens receive: about 32 in a window."""
+        return max(1, self.window_size // SAMPLED_QUERIES)
 
     @property
     def without_retained(self) -> "WindowSpec":

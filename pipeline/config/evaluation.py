@@ -142,6 +142,9 @@ class EvalConfig:
     """First tokens that attention keeps. Default: the model's own."""
     window_size: int | None = None
     """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
+    num_retained_tokens: int | None = None
+    """M of the default --variants (`widerM`, `retainedM`, `retainedM_ahn`); 0: those without. Default: the model's
+    own."""
     yarn_factor: float = 4.0
     """Of `full_yarn`: by how much YaRN extends the base's max_position_embeddings."""
     prefill_chunk: int = 2048
@@ -183,8 +186,13 @@ class EvalConfig:
     """Set by the deepspeed launcher."""
 
     def __post_init__(self) -> None:
-        check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size, self.num_retained_tokens)
         if self.variants is not None:
+            require(
+                self.num_retained_tokens is None,
+                f"--num_retained_tokens {self.num_retained_tokens} goes with the default --variants; leave it out, and "
+                f"name the number in --variants, as in retained64_ahn",
+            )
             self.variants = [name for part in self.variants for name in part.split(",") if name]
             for name in self.variants:
                 parse_variant(name)

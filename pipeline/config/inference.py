@@ -34,6 +34,9 @@ class GenerateConfig:
     """First tokens that attention keeps. Default: the model's own."""
     window_size: int | None = None
     """Most recent tokens that attention keeps, sinks not counted. Default: the model's own."""
+    num_retained_tokens: int | None = None
+    """Evicted tokens that each key-value head retains, chosen by the model's scorer; 0: none. Default: the model's
+    own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the base. `auto`: bfloat16 on CUDA, float32 on a CPU."""
     check_base: bool = True
@@ -47,13 +50,14 @@ class GenerateConfig:
     """Go on from a cache that --save_cache wrote; the prompt is what comes after the document."""
 
     def __post_init__(self) -> None:
-        check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size, self.num_retained_tokens)
         require(self.prompt is None or self.prompt_file is None, "--prompt and --prompt_file: give only one")
         require(self.prefill_chunk >= 1, f"--prefill_chunk: must be >= 1, found {self.prefill_chunk}")
         require(self.save_cache is None or self.load_cache is None, "--save_cache and --load_cache: give only one")
         require(
-            self.load_cache is None or (self.num_sink_tokens is None and self.window_size is None),
-            "--load_cache: the cache has the window it was made with; leave out --num_sink_tokens and --window_size",
+            self.load_cache is None or {self.num_sink_tokens, self.window_size, self.num_retained_tokens} == {None},
+            "--load_cache: the cache has the window it was made with; leave out --num_sink_tokens, --window_size and "
+            "--num_retained_tokens",
         )
         require(self.max_new_tokens >= 1, f"--max_new_tokens: must be >= 1, found {self.max_new_tokens}")
         require(self.temperature >= 0, f"--temperature: must be >= 0, found {self.temperature}")
@@ -104,13 +108,23 @@ class AccountingConfig:
     """First tokens that attention keeps."""
     window_size: int = 32_640
     """Most recent tokens that attention keeps, sinks not counted."""
+    num_retained_tokens: int = 0
+    """Evicted tokens that each key-value head retains."""
+    decision_interval: int = 1
+    """Tokens between two decisions about which are retained."""
     bytes_per_element: int = 4
     """Of keys, values and state in the paper's cache formula (the paper counts 4)."""
     json: Path | None = None
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        check_window_flags(self.num_sink_tokens, self.window_size)
+        check_window_flags(self.num_sink_tokens, self.window_size, self.num_retained_tokens)
+        interval = self.decision_interval
+        require(interval >= 1, f"--decision_interval: must be >= 1, found {interval}")
+        require(
+            interval == 1 or self.num_retained_tokens > 0,
+            f"--decision_interval {interval}: goes with --num_retained_tokens above 0",
+        )
         require(self.length >= 1, f"--length: must be >= 1, found {self.length}")
         require(self.bytes_per_element in (1, 2, 4, 8), "--bytes_per_element: must be 1, 2, 4 or 8")
         if self.json is not None:
@@ -149,9 +163,13 @@ def check_output_file(flag: str, path: Path) -> None:
     require(is_writable, f"{flag} {path}: cannot be written; name a file that can")
 
 
-def check_window_flags(num_sink_tokens: int | None, window_size: int | None) -> None:
+def check_window_flags(
+    num_sink_tokens: int | None, window_size: int | None, num_retained_tokens: int | None = None
+) -> None:
     """Refuses a window that cannot be."""
-    require(
-        num_sink_tokens is None or num_sink_tokens >= 0, f"--num_sink_tokens: must be >= 0, found {num_sink_tokens}"
-    )
-    require(window_size is None or window_size >= 1, f"--window_size: must be >= 1, found {window_size}")
+    for flag, value, least in (
+        ("num_sink_tokens", num_sink_tokens, 0),
+        ("window_size", window_size, 1),
+        ("num_retained_tokens", num_retained_tokens, 0),
+    ):
+        require(value is None or value >= least, f"--{flag}: must be >= {least}, found {value}")

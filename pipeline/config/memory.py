@@ -78,6 +78,11 @@ class WindowConfig:
         """M of the trained adapter."""
         return max(self.retained) if self.inference_retained is None else self.inference_retained
 
+    @property
+    def least_held(self) -> int:
+        """M + C - 1 of the fewest retained tokens that may be drawn: by so much W is larger than S + R at least."""
+        return min(number + self.interval(number) - 1 for number in self.retained)
+
     def interval(self, num_retained_tokens: int) -> int:
         """C beside so many retained tokens: 1 beside none."""
         return self.decision_interval if num_retained_tokens else 1

@@ -14,12 +14,15 @@ from pipeline.ahn.base import l2_normalise
 from pipeline.ahn.delta_net import chunk_delta_rule, naive_recurrent_delta_rule
 from pipeline.ahn.gated_delta_net import chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
 from pipeline.ahn.mamba2 import chunk_ssd, naive_recurrent_ssd
+from pipeline.attention.retained_attention import retained_attention
+from pipeline.attention.retention import drop_order
 from pipeline.attention.sink_window import sink_window_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.losses.chunked_kl import chunked_forward_kl
 from pipeline.losses.output_head import OutputHead
 
 WINDOW = WindowSpec(num_sink_tokens=16, window_size=112)
+RETAINING = WindowSpec(num_sink_tokens=16, window_size=48, num_retained_tokens=24, decision_interval=8)
 LENGTH = 320
 # Relative error of outputs and gradients that arithmetic of the kind explains; TF32 rounds like bfloat16's mantissa
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}
@@ -58,6 +61,11 @@ def run_checks(device: torch.device) -> Iterator[Check]:
     for dtype in dtypes:
         name = f"sinks + window: {kind} against the dense mask, {_short(dtype)}"
         yield _compare(name, *_attention(device), dtype)
+    w = RETAINING
+    shown = f"S = {w.num_sink_tokens}, R = {w.window_size}, M = {w.num_retained_tokens}, C = {w.decision_interval}"
+    for dtype in dtypes:
+        name = f"retained tokens ({shown}): gathered blocks against the dense mask, {_short(dtype)}"
+        yield _compare(name, *_retained_attention(device), dtype)
     if importlib.util.find_spec("flash_attn") is None or device.type != "cuda":
         yield Check(
             "flash-attn",
@@ -112,10 +120,44 @@ def _attention(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
     mask = torch.from_numpy(WINDOW.visible(position[:, None], position[None])).to(device)
     inputs = [torch.randn(1, heads, LENGTH, 64, device=device) for heads in (4, 2, 2)]
 
-    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return lambda q, k, v: sink_window_attention(q, k, v, WINDOW, scale=0.125), _dense(mask), inputs
+
+
+def _dense(mask: Tensor) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.125, enable_gqa=True).transpose(1, 2)
 
-    return lambda q, k, v: sink_window_attention(q, k, v, WINDOW, scale=0.125), dense, inputs
+    return attend
+
+
+def _retained_attention(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:
+    """Which tokens are retained is decided on the device at once, and for the mask one decision after another."""
+    torch.manual_seed(5)
+    reach = RETAINING.num_sink_tokens + RETAINING.window_size
+    scores = torch.randint(8, (1, 2, LENGTH - reach), device=device).float()  # with ties, which age decides
+    order = drop_order(scores, RETAINING.num_retained_tokens, RETAINING.decision_interval)
+    position = torch.arange(LENGTH)
+    dropped = torch.full((2, LENGTH), LENGTH)
+    for head, of_head in enumerate(scores[0].tolist()):
+        for candidate, event in _drops_one_by_one(of_head).items():
+            dropped[head, RETAINING.num_sink_tokens + candidate] = reach + event
+    visible = (position <= position[:, None]) & (position[:, None] < dropped[:, None])
+    mask = visible.repeat_interleave(2, 0).to(device)  # two query heads a key-value head
+    inputs = [torch.randn(1, heads, LENGTH, 64, device=device) for heads in (4, 2, 2)]
+
+    return lambda q, k, v: retained_attention(q, k, v, RETAINING, order, scale=0.125), _dense(mask), inputs
+
+
+def _drops_one_by_one(scores: list[float]) -> dict[int, int]:
+    """Candidate -> the event at which it is dropped, for those that are by the end."""
+    retained, interval, held, drops = RETAINING.num_retained_tokens, RETAINING.decision_interval, [], {}
+    for event in range(len(scores)):
+        held.append(event)
+        if event >= retained and (event - retained + 1) % interval == 0:
+            losers = sorted(sorted(held, key=lambda candidate: (scores[candidate], candidate))[:interval])
+            drops |= {candidate: event + turn for turn, candidate in enumerate(losers)}
+            held = [candidate for candidate in held if candidate not in losers]
+    return {candidate: event for candidate, event in drops.items() if event < len(scores)}
 
 
 def _flash_attention(device: torch.device) -> tuple[Callable, Callable, list[Tensor]]:

@@ -9,7 +9,6 @@ from typing import get_args
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
 
-from pipeline.config.inference import check_window_flags
 from pipeline.distributed.launch import find_rank
 from pipeline.errors import UserError
 from pipeline.evaluation.facts import weights_fingerprint
@@ -17,11 +16,11 @@ from pipeline.evaluation.lm_eval_generation import check_generation
 from pipeline.evaluation.lm_eval_model import Dtype, HippocampusLM
 from pipeline.evaluation.lm_eval_settings import check_file, check_numbers, read_samples
 from pipeline.evaluation.lm_eval_writing import check_answers, check_folder
-from pipeline.model.files import ModelFiles, resolve_model
+from pipeline.model.files import WINDOW_FLAGS, ModelFiles, resolve_model
 from pipeline.tokenizer import load_tokenizer
 
 _ARGUMENTS = [name for name in inspect.signature(HippocampusLM).parameters if name not in ("device", "batch_size")]
-_LEAST = {"prefill_chunk": 1, "max_length": 2, "num_sink_tokens": 0, "window_size": 1}
+_LEAST = {"prefill_chunk": 1, "max_length": 2, "num_sink_tokens": 0, "window_size": 1, "num_retained_tokens": 0}
 
 
 def read_config(asked: argparse.Namespace) -> EvaluatorConfig:
@@ -70,9 +69,8 @@ def check_model(config: EvaluatorConfig) -> ModelFiles:
             raise UserError(f"--model_args {name}={value}: must be a whole number >= {least}")
     if given.get("dtype", "auto") not in get_args(Dtype):
         raise UserError(f"--model_args dtype={given['dtype']}: must be one of {', '.join(get_args(Dtype))}")
-    check_window_flags(given.get("num_sink_tokens"), given.get("window_size"))
     files = resolve_model(Path(str(given["pretrained"])), given.get("base"))
-    files.choose_window(given.get("num_sink_tokens"), given.get("window_size"))
+    files.choose_window(*(given.get(name) for name in WINDOW_FLAGS))
     name = str(given.get("tokenizer", files.tokenizer))
     tokenizer = load_tokenizer(name, "--model_args tokenizer", trust_remote_code=bool(given.get("trust_remote_code")))
     if config.apply_chat_template and tokenizer.chat_template is None:

@@ -47,6 +47,7 @@ class HippocampusLM(SharedLM):
         base: str | None = None,
         num_sink_tokens: int | None = None,
         window_size: int | None = None,
+        num_retained_tokens: int | None = None,
         dtype: Dtype = "auto",
         device: str | None = None,
         prefill_chunk: int = 2048,
@@ -63,6 +64,7 @@ class HippocampusLM(SharedLM):
             base: of an adapter. Default: the one that the adapter names.
             num_sink_tokens: first tokens that attention keeps. Default: the model's own.
             window_size: most recent tokens that attention keeps, sinks not counted. Default: the model's own.
+            num_retained_tokens: evicted tokens that each key-value head retains. Default: the model's own.
             dtype: of the base. `auto`: bfloat16 on CUDA, float32 on a CPU.
             device: default: the GPU, or the CPU, also where lm-eval's command line says cuda and there is none. Of
                 several processes each takes the GPU of its local rank.
@@ -81,7 +83,7 @@ class HippocampusLM(SharedLM):
         _check_arguments(batch_size, prefill_chunk, truncation_side)
         if isinstance(pretrained, str):
             files = resolve_model(Path(pretrained), base)
-            window = files.choose_window(num_sink_tokens, window_size)
+            window = files.choose_window(num_sink_tokens, window_size, num_retained_tokens)
             placed = _place(device)
             pretrained = load_model(str(files.folder), dtype=choose_dtype(dtype, placed), base=files.base).to(placed)
             if window is not None:

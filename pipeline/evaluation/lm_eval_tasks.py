@@ -17,7 +17,7 @@ from pipeline.evaluation.long_context.suite import TaskSpec
 from pipeline.evaluation.lveval.lm_eval_tasks import lveval_group
 from pipeline.evaluation.lveval.tasks import LVEVAL
 from pipeline.evaluation.positions import trained_positions
-from pipeline.model.files import ModelFiles, is_published_id, resolve_model
+from pipeline.model.files import WINDOW_FLAGS, ModelFiles, is_published_id, resolve_model
 from pipeline.tokenizer import load_tokenizer
 
 LONGBENCH = set(paper_longbench.TASKS.values())
@@ -134,7 +134,7 @@ class LocalTasks(Tasks):
         group = paper_longbench.paper_longbench_group(
             {task: super(LocalTasks, self)._build(paper_longbench.TASKS[task])[0] for task in chosen},
             tokenizer,
-            files.choose_window(self._arguments.get("num_sink_tokens"), self._arguments.get("window_size")),
+            files.choose_window(*(self._arguments.get(flag) for flag in WINDOW_FLAGS)),
             apply_chat_template=self._apply_chat_template,
         )
         return list(group) if name in paper_longbench.TASKS else [group]

@@ -8,13 +8,11 @@ from pipeline.config import parse_variant
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.variant_caches import POOLINGS
 from pipeline.evaluation.variant_windows import EVERYTHING
-from pipeline.metrics.accounting import NUM_WRITE_GATES, parse_architecture
+from pipeline.metrics.accounting import NUM_WRITE_GATES
+from pipeline.metrics.architecture import parse_architecture
+from pipeline.metrics.retained_cost import facts_bytes
 from pipeline.model.compressive_cache import num_slots_of_state
 from pipeline.model.compressive_layout import MAX_WAITING
-
-POSITION_BYTES, DOOMED_BYTES = 8, 1
-NUM_SCORE_PARTS = 2
-"""Of a retained layer's tokens: what is known of the score, and the mass received so far."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ def count_bytes(reader: Reader) -> VariantBytes:
     budget, sinks = reader.kept.lossless_budget, reader.kept.num_sink_tokens
     side, state = 0, 0
     if variant.is_retaining:
-        facts = POSITION_BYTES + DOOMED_BYTES + NUM_SCORE_PARTS * exact
-        side += budget * sizes.num_key_value_heads * facts
+        side += facts_bytes(sizes, budget, exact)
     if reader.has_cell or variant.kind == "memory_off":
         gated = budget if variant.is_retaining else budget - sinks
         side += gated * sizes.num_attention_heads * NUM_WRITE_GATES[config.ahn["cell"]] * exact

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.attention.retained_blocks import block_size, rows_at_once
+from pipeline.attention.window import WindowSpec
 from pipeline.config import TrainRunConfig
-from pipeline.metrics.accounting import Architecture, count_parameters
+from pipeline.metrics.accounting import count_parameters
+from pipeline.metrics.architecture import Architecture
+from pipeline.training.schedules import window_candidates
 
 GIB = 1 << 30
 RESERVED = 2.0 * GIB  # CUDA's context, NCCL's buffers, and what the allocator loses to fragments
@@ -23,6 +27,7 @@ class GpuMemory:
     memories: float
     activations: float
     logits: float
+    retained: float = 0.0
     reserved: float = RESERVED
 
     @property
@@ -30,7 +35,7 @@ class GpuMemory:
         return sum(getattr(self, part.name) for part in fields(self))
 
     def __str__(self) -> str:
-        parts = (f"{part.name} {getattr(self, part.name) / GIB:.1f}" for part in fields(self))
+        parts = (f"{part.name} {value / GIB:.1f}" for part in fields(self) if (value := getattr(self, part.name)))
         return f"{self.total / GIB:.1f} GiB ({', '.join(parts)})"
 
 
@@ -64,6 +69,8 @@ def estimate_gpu_memory(
                      layer's attention and memory, 48 H Nq float32 a token. A teacher on the fly leaves keys, values
                      and hidden states of up to T tokens in each layer, 2 H Nkv + D a token
         logits       --train.loss_chunk_size x V x 4 bytes x 4; at ZeRO-3 also the whole head
+        retained     of --window.retained: the scorers, D Nkv a layer in float32 on every rank; and what attention
+                     gathers at one time in the window of those drawn that gathers most (`gathered_bytes`)
 
     with hidden size D, MLP width I, head dim H, Nq and Nkv query and key-value heads, vocabulary V; two bytes a value
     in bfloat16.
@@ -97,7 +104,35 @@ def estimate_gpu_memory(
         memories=count_parameters(a, config.memory.cell) * sum(sizes.values()),
         activations=tokens * (kept * width + _BACKWARD_COPIES * a.head_dim * a.num_attention_heads * 4),
         logits=config.train.loss_chunk_size * a.vocab_size * 4 * _LOGITS_COPIES + head,
+        retained=_retained_bytes(config, a, sequence_length, width),
     )
+
+
+def gathered_bytes(a: Architecture, window: WindowSpec, num_queries: int, num_heads: int, width: int) -> int:
+    """Keys, values and their gradients of the blocks that are gathered together, and their mask, which the kernel takes
+    in the keys' dtype: of one text's queries past the budget, in `num_heads` key-value heads."""
+    if not window.num_retained_tokens or num_queries < 1:
+        return 0
+    of_row = 4 * a.head_dim * width + block_size(window, num_queries) * (1 + width)
+    return rows_at_once(window, num_queries, num_heads) * of_row
+
+
+def _retained_bytes(config: TrainRunConfig, a: Architecture, sequence_length: int, width: int) -> float:
+    if not config.window.has_scorer:
+        return 0.0
+    scorers = 4 * a.hidden_size * a.num_key_value_heads * a.num_hidden_layers
+    heads = -(-a.num_key_value_heads // config.sequence_parallel_size)
+    windows = [
+        WindowSpec(0, budget, retained, config.window.interval(retained))
+        for budget, _ in window_candidates(sequence_length, config.window)
+        for retained in config.window.retained
+    ]
+    most = max(
+        (gathered_bytes(a, w, sequence_length - w.lossless_budget, heads, width) for w in windows),
+        default=0,
+    )
+    layers = 1 if config.train.activation_checkpointing else a.num_hidden_layers
+    return scorers + config.train.micro_batch_size * layers * most
 
 
 def _is_offloaded(zero: dict[str, Any], section: str) -> bool:

@@ -1,21 +1,18 @@
-"""What can be said of cache, training and evaluation before they are submitted: their own preflight, and the job."""
+"""What can be said of cache and training before they are submitted: their own preflight, and the job."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from pipeline.attention.window import WindowSpec
 from pipeline.byte_counts import format_bytes
-from pipeline.config import EvalConfig, Resources, TeacherCacheConfig, TrainRunConfig, require
+from pipeline.config import Resources, TeacherCacheConfig, TrainRunConfig, WindowConfig, require
 from pipeline.data.storage import is_url
-from pipeline.evaluation.training_curve import read_training_curve
 from pipeline.launching.checks import DataFacts, Experiment, check_tokenizer, check_weights
 from pipeline.launching.findings import Findings
 from pipeline.launching.gpu_memory import GIB, estimate_gpu_memory
 from pipeline.launching.stages import Stage
-from pipeline.metrics.accounting import load_architecture
+from pipeline.metrics.architecture import load_architecture
 from pipeline.model.base_config import read_base_config
-from pipeline.model.files import find_tokenizer_json, resolve_model
+from pipeline.model.files import find_tokenizer_json
 from pipeline.teacher.capture_plan import plan_capture
 from pipeline.teacher.capture_size import free_bytes, most_bytes
 from pipeline.teacher.partition_config import load_partition_config
@@ -30,7 +27,7 @@ from pipeline.training.preflight import (
     share_model_heads,
 )
 from pipeline.training.run_folder import check_run_folder
-from pipeline.training.schedules import SMALLEST_BUDGET
+from pipeline.training.schedules import SMALLEST_BUDGET, window_candidates
 
 
 def check_finished(finished: Mapping[str, Stage], findings: Findings) -> None:
@@ -108,7 +105,22 @@ def check_training(experiment: Experiment) -> None:
             check_sequence_length(config, data.seq_len)
         with findings.of("train"):
             _check_gpu_memory(experiment, config, resources, data.seq_len)
+        _warn_of_numbers_never_drawn(findings, config.window, data.seq_len)
         _check_teacher(experiment, config, data)
+
+
+def _warn_of_numbers_never_drawn(findings: Findings, window: WindowConfig, seq_len: int) -> None:
+    """Of --window.retained, where every window that may be drawn holds whole samples with so many retained."""
+    budgets = [budget for budget, _ in window_candidates(seq_len, window)]
+    for number in window.retained:
+        held = number + window.interval(number) - 1
+        if number and budgets and min(budgets) + held >= seq_len:
+            findings.warn(
+                "train",
+                f"--window.retained {number} is never drawn: with the smallest window, S + R = {min(budgets)}, "
+                f"W = {min(budgets) + held} tokens are kept, and samples have {seq_len}; leave it out, or give "
+                f"smaller --window.budgets",
+            )
 
 
 def _check_gpu_memory(experiment: Experiment, config: TrainRunConfig, resources: Resources, seq_len: int) -> None:
@@ -119,10 +131,12 @@ def _check_gpu_memory(experiment: Experiment, config: TrainRunConfig, resources:
     is_tied = read_base_config(config.model).get("tie_word_embeddings", False)
     zero = read_deepspeed_json(config.ds_config).get("zero_optimization", {})
     memory = estimate_gpu_memory(config, architecture, is_tied, zero, resources.num_processes, seq_len)
+    fewer = ", fewer --window.retained" if memory.retained else ""
     require(
         memory.total <= limit * GIB,
         f"--gpu_memory {limit:g}: each GPU would need about {memory}; try a lower --train.micro_batch_size, "
-        f"--train.activation_checkpointing true, --sequence_parallel_size, --teacher_cache or ds_configs/zero3.json",
+        f"--train.activation_checkpointing true, --sequence_parallel_size, --teacher_cache{fewer} or "
+        f"ds_configs/zero3.json",
     )
 
 
@@ -154,12 +168,14 @@ def _check_teacher(experiment: Experiment, config: TrainRunConfig, data: DataFac
 
 
 def _check_planned_cache(experiment: Experiment, config: TrainRunConfig, cache: TeacherCacheConfig) -> None:
-    budgets = config.window.budgets
-    smallest = SMALLEST_BUDGET if budgets is None else min(budgets)
+    budgets, held = config.window.budgets, config.window.least_held
+    smallest = (SMALLEST_BUDGET if budgets is None else min(budgets)) + held
+    drawn = "by default" if budgets is None else f"{budgets}"
+    drawn += f" with --window.retained {config.window.retained}" if held else ""
     with experiment.findings.of("train"):
         require(
             smallest >= cache.min_budget,
-            f"--window.budgets {'by default' if budgets is None else budgets} may draw {smallest}, below cache: "
+            f"--window.budgets {drawn} may draw {smallest}, below cache: "
             f"--min_budget {cache.min_budget}; lower that to {smallest}, or raise the budgets",
         )
     require(
@@ -169,43 +185,4 @@ def _check_planned_cache(experiment: Experiment, config: TrainRunConfig, cache: 
     if config.train.base_dtype != cache.base_dtype:
         experiment.findings.warn(
             "train", f"--train.base_dtype is {config.train.base_dtype}, cache: --base_dtype {cache.base_dtype}"
-        )
-
-
-def check_evaluation(experiment: Experiment) -> None:
-    """The evaluation: the model, there or to come, and documents that are long enough for its window."""
-    stage, findings = experiment.stages.get("evaluate"), experiment.findings
-    if stage is None:
-        return
-    config: EvalConfig = stage.config
-    train_stage = experiment.stages.get("train")
-    train: TrainRunConfig | None = None if train_stage is None else train_stage.config
-    with findings.of("evaluate"):
-        if config.run is not None and (train is None or config.run.absolute() != train.output.absolute()):
-            read_training_curve(config.run)
-    with findings.of("evaluate"):
-        if train is not None and config.model.absolute() == (train.output / "adapter").absolute():
-            trained = WindowSpec(train.window.inference_sinks, train.window.inference_window)
-            given = {"num_sink_tokens": config.num_sink_tokens, "window_size": config.window_size}
-            window = replace(trained, **{name: value for name, value in given.items() if value is not None})
-            tokenizer = config.base or train.model
-        else:
-            files = resolve_model(config.model, config.base)
-            window = files.choose_window(config.num_sink_tokens, config.window_size)
-            require(window is not None, f"--model {config.model} is a plain base without a memory; give an adapter")
-            tokenizer = files.tokenizer
-        if config.data is None:
-            needing = sorted({"heldout", "probing"} & set(config.suites))
-            require(not needing, f"--data: --suites {', '.join(needing)} read packed documents; give them")
-            return
-        data = experiment.find_data(config.data, config.data_cache, config.data_cache_bytes)
-        with findings.of("evaluate"):
-            check_tokenizer(data, config.data, tokenizer)
-        window = window.without_retained
-        least = window.lossless_budget + 2
-        require(
-            data.seq_len >= least,
-            f"--data {config.data} has sequence length {data.seq_len}, so no document reaches the {least} tokens at "
-            f"which sinks + window = {window.lossless_budget} leave something to measure; give a smaller "
-            f"--window_size, or prepare longer samples",
         )

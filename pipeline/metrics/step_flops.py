@@ -3,14 +3,15 @@
 By the formulas of pipeline/metrics/accounting.py, for the documents that a step really had: the student's tokens past
 the lossless budget, forward and backward, and the teacher's pass without gradients, or the pass over the budgets that
 stands in its place. The base is frozen, so its matrices cost one more pass backward (towards their inputs), attention
-and the memory two. What activation checkpointing computes again does not count.
+and the memory two, and the choice of retained tokens none. What activation checkpointing computes again does not count.
 """
 
 import re
 from collections.abc import Sequence
 
 from pipeline.attention.window import Document
-from pipeline.metrics.accounting import Architecture, attention_flops, compute_account
+from pipeline.metrics.accounting import compute_account
+from pipeline.metrics.architecture import Architecture, attention_flops
 
 # Dense bfloat16, TFLOPS, by words of the device's name; the first that fit. Sources: the makers' data sheets.
 PEAK_TFLOPS = {
@@ -56,11 +57,11 @@ def student_flops(
     total = 0
     for d in documents:
         budget = 0 if whole else min(d.window.lossless_budget, d.length)
-        account = compute_account(a, cell, d.length, d.window).mixer_flops.ahn
-        mixer = account - (compute_account(a, cell, budget, d.window).mixer_flops.full if budget else 0)
+        account = compute_account(a, cell, d.length, d.window)
+        before = compute_account(a, cell, budget, d.window).mixer_flops.full if budget else 0
         matrices = _matrix_flops(a, d.length - budget)
-        attention = mixer - _projection_flops(a, d.length - budget)
-        total += 2 * matrices + 3 * attention
+        attention = account.mixer_flops.ahn - before - account.choice_flops - _projection_flops(a, d.length - budget)
+        total += 2 * matrices + 3 * attention + (account.choice_flops if d.num_evicted else 0)
     return total + 2 * head_flops(a, num_positions)
 
 

@@ -15,6 +15,8 @@ ADAPTER_CONFIG = "ahn_config.json"
 ADAPTER_WEIGHTS = "model.safetensors"
 PUBLISHED_WINDOW = WindowSpec(num_sink_tokens=128, window_size=32640)
 MAX_WEIGHTS_HEADER = 100_000_000  # that safetensors itself reads
+WINDOW_FLAGS = ("num_sink_tokens", "window_size", "num_retained_tokens")
+"""What of a window is chosen at inference, in the order in which `ModelFiles.choose_window` takes it."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FETCHED = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja")
 """What models and tokenizers are read from; other *.safetensors are a second copy (Mistral's consolidated ones)."""
@@ -39,19 +41,28 @@ class ModelFiles:
         """Folder or hub id that the tokenizer comes from."""
         return self.base or str(self.folder)
 
-    def choose_window(self, num_sink_tokens: int | None, window_size: int | None) -> WindowSpec | None:
+    def choose_window(
+        self, num_sink_tokens: int | None, window_size: int | None, num_retained_tokens: int | None = None
+    ) -> WindowSpec | None:
         """The stored window with whichever flag was given in its place; None for a plain base.
 
         Raises:
-            UserError: a flag for a plain base.
+            UserError: a flag for a plain base, or tokens to retain without a scorer that chooses them.
         """
+        flags = zip(WINDOW_FLAGS, (num_sink_tokens, window_size, num_retained_tokens), strict=True)
+        given = {name: value for name, value in flags if value is not None}
         if self.window is None:
-            for flag, value in (("num_sink_tokens", num_sink_tokens), ("window_size", window_size)):
-                if value is not None:
-                    raise UserError(f"--{flag} {value}: --model {self.folder} is a plain base, which has no window")
+            for flag, value in given.items():
+                raise UserError(f"--{flag} {value}: --model {self.folder} is a plain base, which has no window")
             return None
-        given = {"num_sink_tokens": num_sink_tokens, "window_size": window_size}
-        return replace(self.window, **{name: value for name, value in given.items() if value is not None})
+        if num_retained_tokens and not self.has_scorer:
+            raise UserError(
+                f"--num_retained_tokens {num_retained_tokens}: --model {self.folder} has no fitted scorer that chooses "
+                f"tokens; leave the flag out, or train one (launchers/train.py --window.retained {num_retained_tokens})"
+            )
+        if num_retained_tokens == 0:
+            given["decision_interval"] = 1  # nothing is decided
+        return replace(self.window, **given)
 
 
 def resolve_model(model: Path, base: str | None) -> ModelFiles:

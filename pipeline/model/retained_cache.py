@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.ahn.base import Gates
-from pipeline.attention.received import received_mass, sampling_stride
+from pipeline.attention.received import received_mass
 from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.window import WindowSpec
 from pipeline.model.cache_layer import MIN_CAPACITY, HippocampusLayer, MemoryMode
@@ -130,7 +130,7 @@ class RetainedLayer(HippocampusLayer):
 
     def sample(self, queries: Tensor, scale: float) -> None:
         """Keeps those of the next queries [B, Hq, T, D] of unpadded rows from which masses are made, for `crop`."""
-        stride = sampling_stride(self.window.window_size)
+        stride = self.window.sampling_stride
         chosen = queries[:, :, -self.num_seen % stride :: stride] * scale
         if self.num_seen == 0:
             self.sampled = chosen
@@ -145,7 +145,7 @@ class RetainedLayer(HippocampusLayer):
         if self.num_seen == 0:
             self.sampled = None
             return
-        stride = sampling_stride(self.window.window_size)
+        stride = self.window.sampling_stride
         self.sampled = self.sampled[:, :, : -(-self.num_seen // stride)]
         queries = self.sampled.repeat_interleave(stride, dim=2)[:, :, : self.num_seen]
         received = received_mass(queries, self.keys[:, :, : self.num_seen], self.window, scale=1.0)

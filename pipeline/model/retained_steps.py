@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pipeline.ahn.base import Gates
 from pipeline.ahn.build import Memory
-from pipeline.attention.received import received_mass, sampling_stride
+from pipeline.attention.received import received_mass
 from pipeline.attention.retention import decided_order
 from pipeline.model.retained_cache import EMPTY, BaseAttention, RetainedLayer, Table, join_tables, take
 
@@ -164,7 +164,7 @@ def _choose_slot(memory: Memory, layer: RetainedLayer, query: Tensor) -> Tensor:
 def _receive(q: Tensor, layer: RetainedLayer, query: Tensor, scale: float) -> None:
     """Adds what one query gives the window's tokens to their masses, where it is one that is looked at."""
     window, position = layer.window, layer.facts["position"]
-    stride = sampling_stride(window.window_size)
+    stride = window.sampling_stride
     if layer.padding is None and (layer.num_seen - 1) % stride:
         return
     received = layer.facts["received"]

@@ -81,14 +81,16 @@ def open_cached_teacher(config: TrainRunConfig, stream: SampleStream) -> CachedT
 
 def _check_windows(config: TrainRunConfig, cache: TeacherCache) -> None:
     """Refuses a run that may draw a lossless budget below what the cache covers."""
-    budgets = config.window.budgets
-    smallest = SMALLEST_BUDGET if budgets is None else min(budgets)
+    budgets, held = config.window.budgets, config.window.least_held
+    smallest = (SMALLEST_BUDGET if budgets is None else min(budgets)) + held
     covered = cache.info.positions.min_budget
-    remedy = f"give --window.budgets of at least {covered}, or make a cache with --min_budget {smallest}"
+    drawn = "by default" if budgets is None else f"{budgets}"
+    drawn += f" with --window.retained {config.window.retained}" if held else ""
+    remedy = f"give --window.budgets of at least {covered - held}, or make a cache with --min_budget {smallest}"
     require(
         cache.covers(smallest),
         f"--teacher_cache {config.teacher_cache} has signals past a lossless budget of {covered} tokens, but "
-        f"--window.budgets {'by default' if budgets is None else budgets} may draw {smallest}; {remedy}",
+        f"--window.budgets {drawn} may draw {smallest}; {remedy}",
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.config import TrainRunConfig
 from pipeline.data.collate import Batch
 from pipeline.distributed.groups import Ranks
-from pipeline.metrics.accounting import parse_architecture
+from pipeline.metrics.architecture import parse_architecture
 from pipeline.metrics.step_flops import find_peak_tflops, head_flops, student_flops, teacher_flops
 from pipeline.model.loading import load_config
 

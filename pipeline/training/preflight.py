@@ -132,7 +132,7 @@ def check_sequence_length(config: TrainRunConfig, seq_len: int) -> None:
     """
     # A document of W + 1 tokens evicts one token, but its only memory reader has no target.
     window = config.window
-    retained = min(m + window.interval(m) - 1 for m in window.retained)
+    retained = window.least_held
     fitting = [budget for budget, _ in window_candidates(seq_len, window) if budget + retained + 2 <= seq_len]
     smallest = (SMALLEST_BUDGET if window.budgets is None else min(window.budgets)) + retained
     require(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.attention.received import received_mass, sampling_stride
+from pipeline.attention.received import received_mass
 from pipeline.attention.window import WindowSpec
 from tests.attention.test_sink_window import SCALE, draw
 
@@ -17,7 +17,7 @@ def dense(q, k, window):
     logits = q @ k.repeat_interleave(group, 1).transpose(2, 3) * SCALE
     sees = torch.from_numpy(window.visible(query.numpy(), key.numpy()))
     given = logits.masked_fill(~sees, -torch.inf).softmax(-1)
-    counts = (query % sampling_stride(window.window_size) == 0) & (key < query) & (query - key < window.window_size)
+    counts = (query % window.sampling_stride == 0) & (key < query) & (query - key < window.window_size)
     given = given * (counts & (key >= window.num_sink_tokens))
     return given.sum(2).unflatten(1, (-1, group)).mean(2)
 

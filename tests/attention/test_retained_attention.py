@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.attention import retained_attention as module
+from pipeline.attention import retained_blocks
 from pipeline.attention.retained_attention import retained_attention
 from pipeline.attention.retention import drop_order
 from pipeline.attention.window import WindowSpec
@@ -73,7 +74,7 @@ def test_every_grouping_of_heads_and_a_documents_last_queries(heads, kv_heads, n
 def test_many_blocks_are_computed_some_at_a_time(monkeypatch):
     """With few rows gathered at once, as a long document on a GPU does."""
     monkeypatch.setattr(module, "MAX_ROWS", 1000)
-    monkeypatch.setattr(module, "MIN_BLOCK", 16)
+    monkeypatch.setattr(retained_blocks, "MIN_BLOCK", 16)
     window, length = WINDOWS[2], 300
     inputs, scores = draw(2, length, 4, 2), draw_scores(window, 2, 2, length)
     actual = retained_attention(*inputs, window, order_of(window, scores), scale=SCALE)

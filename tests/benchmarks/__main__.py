@@ -11,9 +11,11 @@ from pipeline.flags import ToolParser, suggestion
 
 NAMES = (
     "attention",
+    "retained_attention",
     "cells",
     "loss",
     "decoding",
+    "retained_decoding",
     "loader",
     "tokenization",
     "packing",

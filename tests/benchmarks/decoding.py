@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
-from pipeline.metrics.accounting import compute_account, load_architecture
+from pipeline.metrics.accounting import compute_account
+from pipeline.metrics.architecture import load_architecture
 from pipeline.model.generation import absorb
 from pipeline.model.loading import load_base
 from tests.benchmarks.timing import report, seconds

@@ -18,6 +18,7 @@ def test_the_doctor_passes_here_and_says_what_it_left_out(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok        20 training steps" in done.stdout and "failed " not in done.stdout
     page = (tmp_path / "doctor.html").read_text()
+    assert "ok        retained tokens (S = 16, R = 48, M = 24, C = 8)" in done.stdout
     assert "needs CUDA" in page and "deepspeed" in page and "http" not in page
 
 
@@ -27,6 +28,21 @@ def test_a_kernel_that_is_wrong_fails(monkeypatch):
     found = {check.name: check.status for check in checks.run_checks(torch.device("cpu"))}
     assert [status for name, status in found.items() if name.startswith("sinks + window")] == ["failed"]
     assert list(found.values()).count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "break_it"),
+    [
+        ("drop_order", lambda right: lambda scores, m, c: right(-scores, m, c)),  # the worst are kept
+        ("drop_order", lambda right: lambda scores, m, c: right(scores.flip(-1), m, c)),
+        ("retained_attention", lambda right: lambda *a, **k: right(*a, **k) * 1.01),
+    ],
+)
+def test_retained_tokens_that_are_wrong_fail(monkeypatch, name, break_it):
+    monkeypatch.setattr(checks, name, break_it(getattr(checks, name)))
+    found = {check.name: check.status for check in checks.run_checks(torch.device("cpu"))}
+    (failed,) = [name for name, status in found.items() if status == "failed"]
+    assert failed.startswith("retained tokens (S = 16, R = 48, M = 24, C = 8): ")
 
 
 @pytest.mark.parametrize(

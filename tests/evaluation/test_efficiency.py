@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,18 @@ from pipeline.config import EfficiencyConfig, EvalConfig
 from pipeline.evaluation.efficiency.sections import make_section
 from pipeline.evaluation.efficiency.suite import EfficiencySuite
 from pipeline.evaluation.efficiency.summary import summarise
+from pipeline.evaluation.efficiency.timing import account_context
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.suite import EvaluationInputs
-from pipeline.metrics.accounting import compute_account, load_architecture
+from pipeline.metrics.accounting import compute_account
+from pipeline.metrics.architecture import load_architecture
+from pipeline.metrics.retained_cost import choice_flops
 from pipeline.model.files import resolve_model
 from pipeline.model.loading import load_model
-from tests.tiny_models import TINY_WINDOW
+from tests.tiny_models import TINY_WINDOW, make_adapter
 
 VARIANTS = ("full", "window", "memory_off", "ahn")
+RETAINING = replace(TINY_WINDOW, num_retained_tokens=6, decision_interval=3)
 HAYSTACK = list(range(2, 25))
 
 
@@ -56,12 +61,10 @@ def test_records_hold_what_caches_hold_and_what_accounting_says(folder, readers)
         reader.read((HAYSTACK * 3)[:length], cache)
         held = [x for layer in cache.layers for x in layer.tensors().values()]
         assert record["cache_bytes"] == sum(x.nelement() * x.element_size() for x in held), key
-        if record["variant"] == "window":
-            assert record["accounted"] is None
-            continue
         assert record["evicted"] == max(0, length - TINY_WINDOW.lossless_budget)
-        now, then = (compute_account(architecture, "gated_delta_net", n, TINY_WINDOW) for n in (length, length + 1))
-        accounted, name = record["accounted"], record["variant"]
+        accounted, name = record["accounted"], "full" if record["variant"] == "full" else "ahn"
+        cell = "gated_delta_net" if record["variant"] == "ahn" else None
+        now, then = (compute_account(architecture, cell, n, TINY_WINDOW) for n in (length, length + 1))
         assert accounted["prefill_flops"] == getattr(now.model_flops, name)
         assert accounted["decode_flops"] == getattr(then.model_flops, name) - getattr(now.model_flops, name)
         assert accounted["cache_bytes"] == getattr(now.cache_bytes, name)
@@ -71,6 +74,27 @@ def test_records_hold_what_caches_hold_and_what_accounting_says(folder, readers)
     summary = suite.summarise(records)
     (section,) = suite.sections(json.loads(json.dumps(summary)), records)
     assert len(section.tables[1].rows) == 6 and section.pictures[0].png.startswith(b"\x89PNG")
+
+
+def test_what_variants_that_retain_tokens_compute_and_keep_is_accounted_for(folder, tmp_path) -> None:
+    model = load_model(str(make_adapter(tmp_path / "adapter", folder / "base", RETAINING)), dtype=torch.float32).eval()
+    found = {}
+    for variant in ("window", "wider6", "retained6", "retained6_ahn", "ahn", "random6"):
+        reader = Reader(model, variant, TINY_WINDOW, 48, 4.0, RETAINING.decision_interval)
+        found[variant] = account_context(reader, 64, TINY_WINDOW)
+        cache = reader.new_cache()
+        reader.read((HAYSTACK * 3)[:64], cache)
+        if found[variant] is not None:
+            assert found[variant].kept_bytes == cache.num_bytes(), variant
+    assert found["random6"] is None
+    for name in ("prefill_flops", "decode_flops", "kept_bytes"):
+        of = {variant: getattr(accounted, name) for variant, accounted in found.items() if accounted is not None}
+        assert of["window"] < of["wider6"] < of["retained6"] < of["retained6_ahn"] and of["window"] < of["ahn"], name
+    wide, chosen = found["wider6"], found["retained6"]
+    assert wide.cache_bytes == chosen.cache_bytes
+    assert chosen.prefill_flops - wide.prefill_flops == 2 * choice_flops(
+        load_architecture(str(folder / "base")), 64, RETAINING
+    )
 
 
 def test_growth_is_per_doubling() -> None:

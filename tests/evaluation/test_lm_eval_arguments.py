@@ -55,10 +55,14 @@ def test_arguments_of_the_model_that_cannot_work_are_one_line(folder, tmp_path):
     assert check_model(model_args(f"{adapter},window_size=24,dtype=bfloat16,max_length=50")).kind == "adapter"
     for text, message in (
         ("dtype=bf16", "dtype=bf16: must be one of auto, float32, bfloat16"),
+        ("num_retained_tokens=few", "num_retained_tokens=few: must be a whole number >= 0"),
         ("window_size=0", "window_size=0: must be a whole number >= 1"),
         ("prefill_chunk=abc", "prefill_chunk=abc: must be a whole number >= 1"),
         ("max_length=0", "max_length=0: must be a whole number >= 2"),
-        ("foo=1", "foo=1: it takes pretrained, tokenizer, base, num_sink_tokens, window_size, dtype, prefill_chunk"),
+        (
+            "foo=1",
+            "foo=1: it takes pretrained, tokenizer, base, num_sink_tokens, window_size, num_retained_tokens, dtype",
+        ),
         ("device=cpu", "device=cpu: give it as --device"),
         (f"tokenizer={tmp_path}", f"tokenizer {tmp_path} has no tokenizer that can be read"),
     ):
@@ -71,6 +75,8 @@ def test_arguments_of_the_model_that_cannot_work_are_one_line(folder, tmp_path):
         check_model(model_args("dtype=auto"))
     with pytest.raises(UserError, match="a plain base, which has no window"):
         check_model(model_args(f"pretrained={folder / 'base'},window_size=9"))
+    with pytest.raises(UserError, match=r"^--num_retained_tokens 8: .* has no fitted scorer .*--window\.retained 8"):
+        check_model(model_args(f"{adapter},num_retained_tokens=8"))
     chatting = read("--tasks", "t", "--apply_chat_template", "--model_args", adapter)
     with pytest.raises(UserError, match=r"--apply_chat_template: the tokenizer .* has no chat template"):
         check_model(chatting)

@@ -12,10 +12,11 @@ from pipeline.attention.window import Document, WindowSpec
 from pipeline.config import EvalConfig, parse_variant
 from pipeline.errors import UserError
 from pipeline.evaluation.baseline_scorers import RandomScorer
-from pipeline.evaluation.catalogue import choose_variants
+from pipeline.evaluation.lm_eval_model import HippocampusLM
 from pipeline.evaluation.oracle import later_mass_scores
 from pipeline.evaluation.reader import Reader
 from pipeline.evaluation.variant_caches import make_cache
+from pipeline.evaluation.variant_choice import choose_variants
 from pipeline.evaluation.variant_style import COLOURS, LABELS, colour_of, foreign_row, is_foreign, label, own_variant
 from pipeline.model.augment import memory_layers
 from pipeline.model.files import resolve_model
@@ -203,6 +204,13 @@ def test_a_model_folder_says_what_it_retains_also_with_another_window(folder, ad
     files = resolve_model(adapter, None)
     assert (files.window, files.has_scorer) == (RETAINING, True)
     assert files.choose_window(None, 20) == replace(RETAINING, window_size=20)
+    for number, interval in ((9, C), (0, 1)):
+        chosen = replace(RETAINING, num_retained_tokens=number, decision_interval=interval)
+        assert files.choose_window(None, None, number) == chosen
+        assert HippocampusLM(str(adapter), num_retained_tokens=number).window == chosen
+    with pytest.raises(UserError, match=r"^--num_retained_tokens 9: .* has no fitted scorer"):
+        HippocampusLM(str(folder / "adapter"), num_retained_tokens=9)
+    assert resolve_model(folder / "adapter", None).choose_window(None, None, 0) == TINY_WINDOW
     assert (
         not resolve_model(folder / "adapter", None).has_scorer and not resolve_model(folder / "base", None).has_scorer
     )

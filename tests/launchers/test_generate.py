@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from pipeline.attention.window import WindowSpec
 from pipeline.model.loading import load_model, set_window
 from tests.launchers.conftest import REPOSITORY, launch
+from tests.tiny_models import TINY_WINDOW, make_adapter
 
 PROMPT = "def evaluate(model, documents):\n    for document in documents:\n        yield document.score(model)\n"
 
@@ -41,6 +43,35 @@ def test_greedy_text_is_the_models_own_with_the_window_that_was_asked_for(tiny, 
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip("\n") == greedy(tiny, window, 24).rstrip("\n")
     assert "tokens in the memory" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def scored(tiny, tmp_path_factory) -> Path:
+    """An adapter with scorers, which retains 6 tokens and decides on 3 at a time."""
+    window = replace(TINY_WINDOW, num_retained_tokens=6, decision_interval=3)
+    return make_adapter(tmp_path_factory.mktemp("scored") / "adapter", tiny.base, window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ((), {}),
+        (("--num_retained_tokens", 11, "--window_size", 9), {"num_retained_tokens": 11, "window_size": 9}),
+        (("--num_retained_tokens", 0), {"num_retained_tokens": 0, "decision_interval": 1}),
+    ],
+)
+def test_as_many_tokens_are_retained_as_were_asked_for(tiny, scored, flags, asked) -> None:
+    window = replace(TINY_WINDOW, **{"num_retained_tokens": 6, "decision_interval": 3} | asked)
+    done = launch("generate.py", "--model", scored, "--prompt", PROMPT, "--max_new_tokens", 24, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n") == greedy(tiny, window, 24, scored).rstrip("\n")
+    assert str(window) in done.stderr
+    texts = {
+        greedy(tiny, replace(TINY_WINDOW, num_retained_tokens=m, decision_interval=3 if m else 1), 24, scored)
+        for m in (0, 6, 11)
+    }
+    assert len(texts) == 3
 
 
 OF_THE_BASE = {
@@ -190,8 +221,15 @@ def test_refuses_what_cannot_work_in_one_line(tiny, refused, tmp_path) -> None:
     assert "give only one" in refused("generate.py", *model, *both)
     assert "--window_size: must be >= 1" in refused("generate.py", *model, "--prompt", "x", "--window_size", 0)
     assert "--top_p 0.5 has no effect" in refused("generate.py", *model, "--prompt", "x", "--top_p", 0.5)
-    plain = ("--model", tiny.base, "--prompt", "x", "--window_size", 8)
-    assert "plain base, which has no window" in refused("generate.py", *plain)
+    for flag in ("--window_size", "--num_retained_tokens"):
+        message = refused("generate.py", "--model", tiny.base, "--prompt", "x", flag, 8)
+        assert message.startswith(f"error: {flag} 8: ") and "plain base, which has no window" in message
+    retaining = ("generate.py", *model, "--prompt", "x", "--num_retained_tokens")
+    assert "--num_retained_tokens: must be >= 0, found -1" in refused(*retaining, -1)
+    message = refused(*retaining, 8)
+    assert message.startswith(f"error: --num_retained_tokens 8: --model {tiny.adapter} has no fitted scorer")
+    assert message.rstrip().endswith("leave the flag out, or train one (launchers/train.py --window.retained 8)")
+    assert "and --num_retained_tokens" in refused(*retaining, 0, "--load_cache", tmp_path / "c")
 
 
 def test_an_adapter_without_its_base_names_the_flag(tiny, refused, tmp_path) -> None:

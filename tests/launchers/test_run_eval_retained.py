@@ -40,6 +40,28 @@ def test_suites_with_the_models_own_number_of_tokens(tiny, scored, tmp_path) -> 
     assert "window wider by 6" in page and "window + 6 chosen + AHN" in page and "Kept in each layer" in page
 
 
+def test_the_number_of_the_default_variants_can_be_chosen(tiny, scored, tmp_path) -> None:
+    small = ["--data", tiny.held_out, "--max_documents", 1, "--suites", "heldout", "--pieces_per_document", 1]
+    for number, variants in ((3, ["full", "window", "wider3", "retained3", "retained3_ahn", "ahn"]), (0, None)):
+        output = tmp_path / str(number)
+        done = launch("run_eval.py", "--model", scored, "--output", output, *small, "--num_retained_tokens", number)
+        assert done.returncode == 0, done.stderr
+        measured = list(json.loads((output / "report.json").read_text())["heldout"]["ppl"])
+        assert measured == variants or (variants is None and "memory_off" in measured and "ahn" in measured)
+
+
+def test_a_number_that_cannot_be_is_a_line(tiny, scored, refused, tmp_path) -> None:
+    flags = ("--output", tmp_path / "out", "--suites", "needles", "--num_retained_tokens")
+    for model, more, words in (
+        (tiny.adapter, (3,), ("--num_retained_tokens 3: ", "has no fitted scorer", "--window.retained 3")),
+        (tiny.base, (3, "--num_sink_tokens", 4, "--window_size", 9), ("--num_retained_tokens 3: ", "plain base")),
+        (scored, (3, "--variants", "full"), ("--num_retained_tokens 3 goes with", "retained64_ahn")),
+        (scored, (-3,), ("--num_retained_tokens: must be >= 0, found -3",)),
+    ):
+        message = refused("run_eval.py", "--model", model, *flags, *more)
+        assert all(word in message for word in words), message
+
+
 def test_other_numbers_and_choices_of_any_model(tiny, tmp_path) -> None:
     variants = ["wider3", "random3", "random9", "received9", "oracle3"]
     flags = ["--model", tiny.base, "--num_sink_tokens", 4, "--window_size", 12, "--data", tiny.held_out]

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline.launching.checks import check_weights
 from pipeline.launching.findings import Findings
 from pipeline.launching.jobs import build_jobs
 from pipeline.launching.stages import build_stages, split_command_line
+from pipeline.training.schedules import draw_window
 from tests.launchers.conftest import REPOSITORY, launch
 
 RECIPES = REPOSITORY / "launchers" / "recipes"
@@ -141,12 +144,34 @@ def test_the_shipped_site_and_experiment_can_be_read():
     assert stages["train"].config.train.grad_accum_steps(32) == 4
 
 
+def recipe_of(name):
+    given = {"config": str(RECIPES / f"{name}.yaml"), "model": "m", "data": "d", "output": "o", "ds_config": "z"}
+    return stages_of({"train": given})["train"].config
+
+
+@pytest.mark.parametrize("size", ["3b", "7b", "14b"])
+def test_the_recipes_with_retained_tokens_differ_in_nothing_else_and_leave_something_to_evict(size):
+    published, config = recipe_of(f"qwen2.5-{size}-gdn"), recipe_of(f"qwen2.5-{size}-gdn-retained")
+    retained = {"retained": [0, 256, 1024], "decision_interval": 32, "inference_retained": 1024}
+    assert config == replace(published, window=replace(published.window, **retained))
+    for length in (40, 300, 1344, 2500, 10_600, 24_576):
+        plain, drawn = (
+            [draw_window(0, sample, length, c.window) for sample in range(400)] for c in (published, config)
+        )
+        assert [window.without_retained for window in drawn] == plain
+        assert max(window.lossless_budget for window in drawn) < length
+        numbers = {window.num_retained_tokens for window in drawn}
+        assert numbers == {
+            m for m in (0, 256, 1024) if m == 0 or min(w.lossless_budget for w in plain) + m + 31 < length
+        }
+    counts = Counter(window.num_retained_tokens for window in drawn)  # of whole samples
+    assert counts.keys() == {0, 256, 1024} and min(counts.values()) > 100
+
+
 @pytest.mark.parametrize("size", ["3b", "7b", "14b"])
 def test_the_recipes_are_the_published_settings(size):
     """arXiv 2510.07318, section 4.1."""
-    arguments = ["--config", str(RECIPES / f"qwen2.5-{size}-gdn.yaml")]
-    stages = stages_of({"train": {"config": arguments[1], "model": "m", "data": "d", "output": "o", "ds_config": "z"}})
-    config = stages["train"].config
+    config = recipe_of(f"qwen2.5-{size}-gdn")
     train = config.train
     assert (train.max_steps, train.global_batch_size, train.learning_rate, train.weight_decay) == (740, 128, 1e-4, 0.1)
     assert (train.warmup_ratio, train.loss, train.loss_normalisation, train.base_dtype) == (

@@ -11,7 +11,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig
 from pipeline.errors import UserError
-from pipeline.metrics.accounting import PRESETS, compute_account, count_parameters, load_architecture
+from pipeline.metrics.accounting import compute_account, count_parameters
+from pipeline.metrics.architecture import PRESETS, load_architecture
 from pipeline.model.cache import HippocampusCache
 from pipeline.model.loading import load_base
 

@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.attention.window import Document, WindowSpec
-from pipeline.metrics.accounting import PRESETS, compute_account, parse_architecture
+from pipeline.metrics.accounting import compute_account
+from pipeline.metrics.architecture import PRESETS, parse_architecture
 from pipeline.metrics.step_flops import find_peak_tflops, head_flops, student_flops, teacher_flops
 
 WINDOW = WindowSpec(2, 14)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ahn.build import Memory
-from pipeline.attention.received import sampling_stride
 from pipeline.attention.window import WindowSpec
 from pipeline.model import hybrid_attention
 from pipeline.model.handed_memory import HandedMemory
@@ -58,7 +57,7 @@ def simulate_document(
             partial = memory.retention.score_hidden(hidden[t : t + 1].detach())[0, number]
             writes.append(head.arrive(t, partial, lambda s, mass, p, n=number: finish(memory, s, mass, p, n)))
             rows += [softmax_over(q[h, t], k[number], v[number], head.visible(t), scale) for h in own]
-            if t % sampling_stride(window.window_size) == 0:
+            if t % window.sampling_stride == 0:
                 near = head.in_window(t)
                 given = torch.stack([(q[h, t] @ k[number, near].T * scale).softmax(-1) for h in own]).mean(0)
                 head.receive(t, near, given.detach())

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from pipeline.errors import UserError
-from pipeline.metrics.accounting import load_architecture
+from pipeline.metrics.architecture import load_architecture
 from pipeline.model.adapter import base_fingerprint
 from pipeline.model.files import FETCHED, find_tokenizer_json, resolve_model
 from tests.tiny_models import make_adapter

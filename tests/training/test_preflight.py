@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config import TrainRunConfig, parse_cli
 from pipeline.data.dataset import PackedDataset
@@ -145,7 +146,10 @@ def test_the_published_deepspeed_files_and_recipes_pass(inputs, tmp_path):
     for path in sorted((REPOSITORY / "ds_configs").glob("*.json")):
         check(inputs, tmp_path / "run", ds_config=path)
     for path in sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml")):
-        check(inputs, tmp_path / "run", f"--config={path}", "--window.budgets=[8,16]", "--window.sinks=[0,4]")
+        small = ["--window.budgets=[8,16]", "--window.sinks=[0,4]"]  # samples here have 48 tokens
+        if "retained" in yaml.safe_load(path.read_text()).get("window", {}):
+            small.append("--window.retained=[4]")
+        check(inputs, tmp_path / "run", f"--config={path}", *small)
 
 
 def test_data_that_is_missing_or_damaged(inputs, tmp_path):
@@ -217,6 +221,12 @@ def test_a_teacher_cache_that_does_not_cover_the_windows(inputs, tmp_path):
     message = refused(inputs, tmp_path / "run", flag)
     assert "past a lossless budget of 9 tokens" in message and "--window.budgets [8, 16] may draw 8" in message
     check(inputs, tmp_path / "run", flag, "--window.budgets=[9,16]")
+    check(inputs, tmp_path / "run", flag, "--window.retained=[1,4]")
+    message = refused(inputs, tmp_path / "run", flag, "--window.retained=[0,4]")
+    assert "--window.budgets [8, 16] may draw 8" in message
+    make_cache(inputs, tmp_path / "later", positions=PositionPolicy("past_budget", 11))
+    message = refused(inputs, tmp_path / "run", f"--teacher_cache={tmp_path / 'later'}", "--window.retained=[2]")
+    assert "[8, 16] with --window.retained [2] may draw 10; give --window.budgets of at least 9, or" in message
 
 
 def test_a_teacher_cache_that_lacks_a_shard(inputs, tmp_path):

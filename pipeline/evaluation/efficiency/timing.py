@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.attention.window import WindowSpec
+from pipeline.config import parse_variant
 from pipeline.evaluation.out_of_memory import is_out_of_memory
 from pipeline.evaluation.reader import Reader
-from pipeline.metrics.accounting import Architecture, compute_account, parse_architecture
+from pipeline.metrics.accounting import compute_account
+from pipeline.metrics.architecture import Architecture, parse_architecture
 
 WARM_UP_TOKENS = 64
+ACCOUNTED = ("full", "window", "wider", "retained", "ahn")
+"""Kinds of variants."""
 MAX_READINGS, ENOUGH_SECONDS = 3, 2.0
 """A context is read again while that is quick: short times are the noisiest."""
 
@@ -85,18 +89,18 @@ class Accounted:
 
 
 def account_context(reader: Reader, length: int, window: WindowSpec) -> Accounted | None:
-    """The figures of `full` and `ahn`; None for other variants, of which accounting has none."""
-    if reader.variant not in ("full", "ahn"):
+    """The figures of `full` and of the variants that keep sinks, window and tokens that the model chooses; None for the
+    others, of which accounting has none."""
+    variant = parse_variant(reader.variant)
+    if variant.kind not in ACCOUNTED:
         return None
     config, bytes_per_element = reader.model.config, reader.model.dtype.itemsize
     architecture: Architecture = parse_architecture(config.to_dict(), "the model's config")
-    now, then = (
-        compute_account(architecture, config.ahn["cell"], n, window, bytes_per_element) for n in (length, length + 1)
-    )
-    flops, next_flops, cache = (
-        getattr(pair, reader.variant) for pair in (now.model_flops, then.model_flops, now.cache_bytes)
-    )
-    return Accounted(flops, next_flops - flops, cache, now.kept_bytes if reader.variant == "ahn" else cache)
+    cell, column = config.ahn["cell"] if variant.has_cell else None, "full" if variant.kind == "full" else "ahn"
+    kept = window if column == "full" else reader.kept  # nothing that full attention keeps enters its column
+    now, then = (compute_account(architecture, cell, n, kept, bytes_per_element) for n in (length, length + 1))
+    flops, next_flops, cache = (getattr(pair, column) for pair in (now.model_flops, then.model_flops, now.cache_bytes))
+    return Accounted(flops, next_flops - flops, cache, cache if column == "full" else now.kept_bytes)
 
 
 def _now(reader: Reader) -> float:

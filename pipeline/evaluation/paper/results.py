@@ -9,7 +9,8 @@ from pipeline.attention.window import WindowSpec
 from pipeline.evaluation.efficiency.summary import figures_of
 from pipeline.evaluation.suite import Table
 from pipeline.evaluation.variant_style import label
-from pipeline.metrics.accounting import PRESETS, PUBLISHED_FLOPS, compute_account
+from pipeline.metrics.accounting import PUBLISHED_FLOPS, compute_account
+from pipeline.metrics.architecture import PRESETS
 from pipeline.model.files import PUBLISHED_WINDOW
 
 LENGTH = 128_000
