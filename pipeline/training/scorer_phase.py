@@ -30,7 +30,7 @@ from pipeline.training.scorer_features import Candidates, FeatureStore, join_can
 from pipeline.training.scorer_fit import fit_scorers
 from pipeline.training.stop_flag import EXIT_STOPPED, StopFlag
 
-TOKENS_A_SAMPLE = 256
+TOKENS_A_SAMPLE = 1024
 SCORER_FACTS = "scorers.json"
 
 

@@ -21,6 +21,7 @@ NAMES = (
     "packing",
     "teacher_signals",
     "teacher_steps",
+    "retained_steps",
 )
 
 

@@ -46,7 +46,7 @@ def run() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for number, (length, budget, sinks, num_pairs, signals) in enumerate(RUNS):
-            data = _prepare(root, length)
+            data = prepare_text(root, length)
             for signal in signals:
                 cache = root / f"cache-{length}-{signal}"
                 if not cache.is_dir():
@@ -62,7 +62,7 @@ def run() -> dict:
     }
 
 
-def _prepare(root: Path, length: int) -> Path:
+def prepare_text(root: Path, length: int) -> Path:
     """Four documents of about `length` tokens, the odd one as two samples."""
     data, text = root / f"data-{length}", root / f"text-{length}"
     if not data.is_dir():
@@ -89,7 +89,7 @@ def _capture(output: Path, data: Path, signal: str) -> dict[str, float]:
     }
 
 
-def _flags(data: Path, output: Path, budget: int, sinks: int) -> list[str]:
+def step_flags(data: Path, output: Path, budget: int, sinks: int) -> list[str]:
     given = {
         "model": MODEL,
         "data": data,
@@ -108,7 +108,7 @@ def _peaks(data: Path, cache: Path, runs: Path, budget: int, sinks: int) -> dict
     exact, peaks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}, {}
     for teacher, more in (("online", []), ("cached", [f"--teacher_cache={cache}"])):
         output = runs / f"peak-{teacher}"
-        flags = [*_flags(data, output, budget, sinks), "--train.max_steps=1", *more]
+        flags = [*step_flags(data, output, budget, sinks), "--train.max_steps=1", *more]
         # Through a launcher: the peak of a child of this process would begin with the peak of this process.
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", ROOT / "launchers" / "train.py"]
         command = [str(part) for part in (*launcher, *flags)]
@@ -123,14 +123,14 @@ def _measure(
 ) -> dict[str, float]:
     steps = "--train.max_steps=100"
     more = {"online": [steps], "cached": [steps, f"--teacher_cache={cache}"]}
-    plans = [[*_flags(data, runs / name, budget, sinks), *flags] for name, flags in more.items()]
+    plans = [[*step_flags(data, runs / name, budget, sinks), *flags] for name, flags in more.items()]
     online, cached = (Trainer(preflight(parse_cli(TrainRunConfig, plan)), StopFlag(), ranks) for plan in plans)
     decoder, pairs, bodies = online.engine.module.model.get_decoder(), [], []
     batch, _ = (_full_batch(trainer) for trainer in (cached, online))  # both, so that both go on with the same sample
     compute_teacher_hidden(decoder, batch)  # to warm up
     for number in range(num_pairs):
         order = (online, cached) if number % 2 else (cached, online)  # whoever is second finds memory ready
-        taken = {trainer: _step(trainer) for trainer in order}
+        taken = {trainer: timed_step(trainer) for trainer in order}
         pairs.append((taken[online], taken[cached]))
         bodies.append([seconds(partial(run, decoder, batch)) for run in (compute_teacher_hidden, compute_prefixes)])
     for trainer in (online, cached):
@@ -172,7 +172,7 @@ def _limit(decoder: nn.Module, length: int, budget: int) -> float:
     return (teacher + student) / (prefix + student)
 
 
-def _step(trainer: Trainer) -> dict[str, float]:
+def timed_step(trainer: Trainer) -> dict[str, float]:
     row = {}
     while "loss/kl" not in row:  # a sample's last tokens may be another sample, too short to supervise anything
         start = time.process_time()
