@@ -1,6 +1,7 @@
 """Retained tokens on SmolLM2-135M and held-out text: how much of what the window loses they win back, beside a wider
 window, other choices of as many tokens, and another document's."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -47,12 +48,18 @@ def test_retained_tokens_win_back_what_the_window_loses(case) -> None:
 
 def measure(case: Case, num_retained: int) -> dict[str, Any]:
     """The summary of suite `heldout`, beside how the scorers' fit went."""
-    data, output = prepare(case.seq_len), STUDY / f"{case.seq_len}-{case.window}-{num_retained}"
-    fit = train(data / "train", output / "train", case.window, num_retained, case.steps)
+    fit, output = train_case(case, num_retained)
     variants = ["full", "window", *(f"{name}{num_retained}" for name in ("wider", "random", "received", "retained"))]
     variants += [f"retained{num_retained}_ahn"] if case.steps else []
     variants += [f"oracle{num_retained}"] if case.seq_len <= 2048 else []
-    flags = ["--data", data / "heldout", "--max_documents", case.documents, "--pieces_per_document", 1]
+    flags = ["--data", prepare(case.seq_len) / "heldout", "--max_documents", case.documents, "--pieces_per_document", 1]
     flags += ["--suites", "heldout", "--variants", *variants]
     found = evaluate(output / "train/adapter", output / "evaluation", case.window, *flags)["heldout"]
     return {"fit": fit, **found}
+
+
+def train_case(case: Case, num_retained: int) -> tuple[dict[str, Any], Path]:
+    """Facts of the fit, and the folder that holds `train`."""
+    output = STUDY / f"{case.seq_len}-{case.window}-{num_retained}"
+    data = prepare(case.seq_len) / "train"
+    return train(data, output / "train", case.window, num_retained, case.steps), output
