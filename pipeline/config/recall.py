@@ -21,6 +21,9 @@ class RecallTaskConfig:
     """Tokens before the facts; attention keeps them."""
     window_size: int = 32
     """Most recent tokens that attention keeps. One window of distance is this many tokens of filler."""
+    mixed_filler: bool = False
+    """Filler is drawn from values and unused keys, too, but never a value right after a key: then no token's kind tells
+    that it belongs to a fact, only its place after a key does."""
 
     def __post_init__(self) -> None:
         for name in ("num_keys", "num_values", "num_fillers", "num_sink_tokens", "window_size"):
