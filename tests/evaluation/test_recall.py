@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig, RecallBaseConfig, RecallTaskConfig
@@ -156,6 +156,7 @@ def test_a_base_that_finds_no_room_is_a_line_and_is_written_whole_later(tmp_path
     written = Qwen3ForCausalLM.from_pretrained(base)
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), model.parameters(), strict=True))
     assert [path.name for path in base.parent.iterdir()] == ["base"]
+    assert AutoTokenizer.from_pretrained(base)("sink key0 value0 fill4").input_ids == [0, 1, 10, 21]
 
 
 def answered_with(model, documents, **options):
