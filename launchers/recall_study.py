@@ -3,7 +3,8 @@
     python launchers/recall_study.py --output runs/recall        # about half an hour on one CPU core
 
 Trains the base once (kept by seed and configuration), then every cell and seed through prepare.py and train.py, and
-scores them. Writes recall.json and recall.txt. A stopped study goes on.
+scores them. Writes recall.json and recall.txt. A stopped study goes on. With --retained, also memories that keep some
+of the evicted tokens as they are.
 """
 
 import json
@@ -11,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +31,49 @@ def main() -> None:
     config = parse_cli(RecallStudyConfig)
     claim_output(config)
     from pipeline.evaluation.recall.base import find_base
+    from pipeline.evaluation.recall.retained import count_layer_bytes, score_retaining_adapter
     from pipeline.evaluation.recall.study import grid_of, keep_scores, score_adapter, score_base
-    from pipeline.evaluation.recall.summary import BaseScores, MemoryScores, format_table, summarise
+    from pipeline.evaluation.recall.summary import BaseScores, MemoryScores, RetainedScores, summarise, write_results
 
     base = find_base(config.output / "bases", config.task, config.base).resolve()
     scores, points = config.output / "scores", grid_of(config)
-    of_base, of_cells = [], {cell: [] for cell in config.cells}
-    with tqdm(total=len(config.seeds) * (1 + len(config.cells)), desc="study", unit="run") as bar:
+    of_base, of_cells = [], {count: {cell: [] for cell in config.cells} for count in config.retained}
+    adapters, memories = {}, list(product(config.retained, config.cells))
+    with tqdm(total=len(config.seeds) * (1 + len(memories)), desc="study", unit="run") as bar:
         for seed in config.seeds:
             compute = partial(score_base, base, config, points, seed)
             of_base.append(keep_scores(scores / f"base-seed{seed}.json", BaseScores, len(points), compute))
             bar.update()
-            for cell in config.cells:
-                run = config.output / f"runs/{cell}-seed{seed}"
+            for count, cell in memories:
+                run = config.output / "runs" / name_run(cell, count, seed)
                 path = scores / f"{run.name}.json"
                 if not path.exists():
-                    distil(config, base, run, cell, seed)
-                compute = partial(score_adapter, run / "adapter", config, points, seed)
-                of_cells[cell].append(keep_scores(path, MemoryScores, len(points), compute))
+                    distil(config, base, run, cell, count, seed)
+                kind, score = (RetainedScores, score_retaining_adapter) if count else (MemoryScores, score_adapter)
+                adapters[count, cell] = run / "adapter"
+                compute = partial(score, run / "adapter", config, points, seed)
+                of_cells[count][cell].append(keep_scores(path, kind, len(points), compute))
                 bar.update()
-    rows = summarise(points, of_base, of_cells)
-    result = {"settings": to_plain(config), "base": base.name, "points": rows}
-    with writes_to(config.output):
-        write_atomically(config.output / "recall.json", json.dumps(result, indent=1) + "\n")
-        write_atomically(config.output / "recall.txt", format_table(rows) + "\n")
-    print(format_table(rows))
+    alone = of_cells.pop(0, {})
+    held = {count: {cell: count_layer_bytes(adapters[count, cell]) for cell in config.cells} for count in of_cells}
+    print(write_results(config, base.name, summarise(points, of_base, alone, of_cells), held))
     print(f"results: {config.output / 'recall.json'}")
 
 
+def name_run(cell: str, num_retained: int, seed: int) -> str:
+    """The folder of one memory's training, under --output/runs."""
+    return f"{cell}-retained{num_retained}-seed{seed}" if num_retained else f"{cell}-seed{seed}"
+
+
 def claim_output(config: RecallStudyConfig) -> None:
-    """Marks --output as this study's; cells and seeds may be added to it, and until there are scores or runs of a
-    base, another base may be tried.
+    """Marks --output as this study's; cells, seeds and numbers of retained tokens may be added to it, and until there
+    are scores or runs of a base, another base may be tried.
 
     Raises:
         UserError: it holds a study with other settings, or cannot be written.
     """
-    settings = {name: value for name, value in to_plain(config).items() if name not in ("output", "cells", "seeds")}
+    open_ended = ("output", "cells", "retained", "seeds")
+    settings = {name: value for name, value in to_plain(config).items() if name not in open_ended}
     path = config.output / "study.json"
     if path.is_file():
         is_begun = any(any((config.output / name).glob("*")) for name in ("scores", "runs"))
@@ -102,7 +111,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, seed: int) -> None:
+def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, num_retained: int, seed: int) -> None:
     """Packs the documents of `seed`, each a sample of its own, and trains one memory on them.
 
     Raises:
@@ -122,7 +131,7 @@ def distil(config: RecallStudyConfig, base: Path, run: Path, cell: str, seed: in
     settings = ["--config", config.recipe or LAUNCHERS / "recipes/recall.yaml"]
     settings += ["--ds_config", REPOSITORY / "ds_configs/zero1.json", "--train.seed", seed]
     settings += ["--memory.cell", cell, "--memory.init", config.init]
-    settings += ["--window.budgets", [sinks + window], "--window.sinks", [sinks]]
+    settings += ["--window.budgets", [sinks + window], "--window.sinks", [sinks], "--window.retained", [num_retained]]
     settings += ["--window.inference_sinks", sinks, "--window.inference_window", window]
     run_launcher("train.py", *settings, "--model", base, "--data", data, "--output", run)
 

@@ -21,6 +21,9 @@ class RecallTaskConfig:
     """Tokens before the facts; attention keeps them."""
     window_size: int = 32
     """Most recent tokens that attention keeps. One window of distance is this many tokens of filler."""
+    mixed_filler: bool = False
+    """Filler is drawn from values and unused keys, too, but never a value right after a key: then no token's kind tells
+    that it belongs to a fact, only its place after a key does."""
 
     def __post_init__(self) -> None:
         for name in ("num_keys", "num_values", "num_fillers", "num_sink_tokens", "window_size"):
@@ -85,7 +88,8 @@ class RecallBaseConfig:
 class RecallStudyConfig:
     """Measure how many evicted facts each memory recalls, on a tiny base that needs them.
 
-    A stopped study goes on, and one that is done takes more cells and seeds: bases, data, runs and scores are kept.
+    A stopped study goes on, and one that is done takes more cells, seeds and numbers of retained tokens: bases, data,
+    runs and scores are kept.
     """
 
     output: Path
@@ -94,6 +98,9 @@ class RecallStudyConfig:
     """Memory cells to train."""
     init: Literal["published", "long_memory"] = "long_memory"
     """Initial decays of the memories: --memory.init of launchers/train.py."""
+    retained: list[int] = field(default_factory=lambda: [0])
+    """Numbers M of evicted tokens that a layer's key-value heads retain. For each, every cell is trained beside them
+    (--window.retained of launchers/train.py) and also scored without its cell; 0: the cell alone."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each seeds a memory's training, its documents and those it is scored on. Intervals need two or more."""
     facts: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
@@ -113,13 +120,19 @@ class RecallStudyConfig:
         known = ("gated_delta_net", "delta_net", "mamba2")
         for cell in self.cells:
             require(cell in known, f"--cells: {cell} is none of {', '.join(known)}")
-        for name in ("cells", "seeds", "facts", "distances"):
+        for name in ("cells", "retained", "seeds", "facts", "distances"):
             values = getattr(self, name)
             require(len(values) > 0, f"--{name}: needs at least one value")
             require(len(set(values)) == len(values), f"--{name}: {values} has one twice")
-        for name in ("facts", "distances"):
+        for name, least in (("facts", 1), ("distances", 1), ("retained", 0)):
             values = getattr(self, name)
-            require(min(values) >= 1, f"--{name}: each must be >= 1, found {values}")
+            require(min(values) >= least, f"--{name}: each must be >= {least}, found {values}")
+        most = 4 * max(self.facts) + (max(self.distances) - 1) * self.task.window_size
+        require(
+            max(self.retained) <= most,
+            f"--retained: with {max(self.retained)} tokens the longest documents lose none; take at most {most}, or "
+            f"longer --distances",
+        )
         require(
             max(self.facts) <= self.task.num_keys,
             f"--facts: {max(self.facts)} facts need as many keys, --task.num_keys is {self.task.num_keys}",

@@ -2,11 +2,12 @@
 
 import json
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.attention.window import WindowSpec
 from pipeline.config import MemoryConfig, RecallBaseConfig, RecallTaskConfig
@@ -56,6 +57,33 @@ def test_every_fact_is_asked_once_after_it_was_evicted(num_facts, distance):
     assert not WINDOW.visible(questions[:, None], np.arange(facts.start, facts.stop)).any()
     assert first - facts.stop == distance * TASK.window_size + CARRIED
     assert not WINDOW.visible(first, np.arange(facts.stop, facts.stop + CARRIED)).any()
+
+
+MIXED = replace(TASK, mixed_filler=True)
+
+
+@pytest.mark.parametrize("num_facts", [1, 4, 9])
+def test_mixed_filler_is_of_every_kind_and_only_facts_have_a_value_after_a_key(num_facts):
+    documents = GridPoint(num_facts, 3).documents(MIXED, questions=60, seed=0)
+    ids, facts = documents.input_ids, slice(2, 2 + 2 * num_facts)
+    filler = slice(facts.stop, int(documents.questions[0]))
+    assert ids.shape == GridPoint(num_facts, 3).documents(TASK, questions=60, seed=0).input_ids.shape
+    assert (ids[:, facts] == GridPoint(num_facts, 3).documents(TASK, 60, 0).input_ids[:, facts]).all()
+    is_key, is_value = (ids >= 1) & (ids <= 9), (ids > 9) & (ids <= 16)
+    is_pair = is_key[:, :-1] & is_value[:, 1:]
+    pairs = [*range(facts.start, facts.stop, 2), *documents.questions]
+    assert (is_pair == np.isin(np.arange(ids.shape[1] - 1), pairs)).all()
+    kinds = is_key[:, filler], is_value[:, filler], ids[:, filler] > 16
+    assert [bool(kind.any()) for kind in kinds] == [num_facts < 9, True, True]
+    for row in ids:
+        assert set(row[filler][row[filler] <= 9]).isdisjoint(row[facts][::2]) and row[filler].min() >= 1
+
+
+def test_plain_filler_is_that_of_earlier_versions():
+    """Taken from the version without `mixed_filler`."""
+    ids = GridPoint(2, 1).documents(TASK, questions=2, seed=0).input_ids
+    assert ids[0, :14].tolist() == [0, 0, 4, 13, 5, 15, 18, 19, 17, 20, 21, 21, 18, 19]
+    assert ids[0, 14:].tolist() == [20, 21, 19, 19, 21, 20, 21, 18, 4, 13, 5, 15]
 
 
 def test_documents_are_a_function_of_their_seed_and_differ_between_points():
@@ -128,6 +156,7 @@ def test_a_base_that_finds_no_room_is_a_line_and_is_written_whole_later(tmp_path
     written = Qwen3ForCausalLM.from_pretrained(base)
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), model.parameters(), strict=True))
     assert [path.name for path in base.parent.iterdir()] == ["base"]
+    assert AutoTokenizer.from_pretrained(base)("sink key0 value0 fill4").input_ids == [0, 1, 10, 21]
 
 
 def answered_with(model, documents, **options):

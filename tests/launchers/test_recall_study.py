@@ -18,8 +18,8 @@ from tests.launchers.conftest import REPOSITORY
 TASK = {"num_keys": 16, "num_values": 32, "num_fillers": 8, "num_sink_tokens": 2, "window_size": 8}
 BASE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 32, "tokens_per_step": 1024, "learning_rate": 3e-3,
         "max_facts": 4, "max_distance": 5, "max_steps": 2000}  # fmt: skip
-STUDY = {"cells": ["delta_net"], "seeds": [0], "facts": [2, 4], "distances": [2, 4], "questions": 64,
-         "train_documents": 1440, "task": TASK, "base": BASE}  # fmt: skip
+STUDY = {"cells": ["delta_net"], "seeds": [0], "retained": [0, 4], "facts": [2, 4], "distances": [2, 4],
+         "questions": 64, "train_documents": 1440, "task": TASK, "base": BASE}  # fmt: skip
 
 
 def study(output: Path, *flags: object, timeout: float) -> str:
@@ -37,6 +37,9 @@ def test_refuses_what_cannot_work_in_one_line(refused, tmp_path) -> None:
     output = ("--output", tmp_path / "out")
     assert "--cells: lstm is none of" in refused("recall_study.py", *output, "--cells", "lstm")
     assert "--facts: [4, 4]" in refused("recall_study.py", *output, "--facts", "[4, 4]")
+    assert "--retained: each must be >= 0" in refused("recall_study.py", *output, "--retained", "[-1]")
+    lossless = refused("recall_study.py", *output, "--retained", "[0, 33]", "--facts", 8, "--distances", 1)
+    assert "--retained: with 33 tokens" in lossless and "at most 32" in lossless
     assert "--task.num_keys is 32" in refused("recall_study.py", *output, "--task.num_keys", 32)
     kv_heads = refused("recall_study.py", *output, "--base.num_heads", 3, "--base.num_kv_heads", 2)
     assert "--base.num_heads 3" in kv_heads and "--base.num_kv_heads 2" in kv_heads
@@ -67,7 +70,7 @@ def test_another_base_may_be_tried_until_there_are_scores_or_runs(tmp_path) -> N
         (tmp_path / "out" / name).mkdir()
         claim(base={"max_steps": 30})
         (tmp_path / "out" / name / "one").mkdir()
-        claim(base={"max_steps": 30}, seeds=[2])
+        claim(base={"max_steps": 30}, seeds=[2], retained=[0, 4])
         with pytest.raises(UserError, match=r"other settings \(study\.json: base\)"):
             claim(base={"max_steps": 40})
         (tmp_path / "out" / name / "one").rmdir()
@@ -92,7 +95,12 @@ def test_a_small_study_recalls_what_the_window_loses_and_is_done_once(tmp_path) 
         assert point["full"] >= 0.95 and point["window"] <= 0.1
         assert found["recovered"] > 0.4 and found["recovered_ci95"] is None
         assert found["memory_off"] == point["window"] and found["foreign_state"] < 0.2
+        beside = point["retained"]["4"]["delta_net"]
+        assert beside["memory_off"] == point["window"] and beside["foreign_state"] < 0.2
+        assert beside["recovered"] > 0.6 and beside["retained"] > max(beside["wider"], beside["random"])
     assert all(point["limit"] > point["window"] for point in points)
+    runs = sorted(path.name for path in (tmp_path / "study/runs").iterdir() if path.is_dir())
+    assert runs == ["delta_net-retained4-seed0", "delta_net-seed0"]
     assert (tmp_path / "study/recall.txt").read_text() in printed
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study/runs").rglob("*")}

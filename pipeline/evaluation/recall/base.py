@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.config import RecallBaseConfig, RecallTaskConfig
 from pipeline.errors import UserError
@@ -85,7 +85,8 @@ def save_base(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, record
     """
     with whole_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
-        tokenizer.save(str(unfinished / "tokenizer.json"))
+        # With its class: without one, transformers takes the family's, which splits words its own way.
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(unfinished)
         (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 

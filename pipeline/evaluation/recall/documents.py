@@ -44,17 +44,35 @@ def make_documents(
     """`count` documents of `num_facts` facts, their keys distinct, and `num_fillers` tokens of filler."""
     first_key, first_value = 1, 1 + task.num_keys
     first_filler = first_value + task.num_values
-    keys = _distinct(first_key, task.num_keys, (count, num_facts), generator)
+    keys, unused = np.split(_distinct(first_key, task.num_keys, (count, task.num_keys), generator), [num_facts], 1)
     values = generator.integers(first_value, first_filler, (count, num_facts))
     pairs = np.stack([keys, values], -1)
     asked = np.stack([generator.permutation(row) for row in pairs])
     parts = [
         np.full((count, task.num_sink_tokens), SINK),
         pairs.reshape(count, -1),
-        generator.integers(first_filler, task.vocab_size, (count, num_fillers)),
+        _draw_filler(task, unused, num_fillers, generator),
         asked.reshape(count, -1),
     ]
     return RecallDocuments(np.concatenate(parts, 1), num_facts)
+
+
+def _draw_filler(
+    task: RecallTaskConfig, unused_keys: np.ndarray, num_fillers: int, generator: np.random.Generator
+) -> np.ndarray:
+    """int64 [B, num_fillers]; `unused_keys` [B, n] are those that the rest of each document has not."""
+    first_value, count = 1 + task.num_keys, len(unused_keys)
+    first_filler, size = first_value + task.num_values, (count, num_fillers)
+    fillers = generator.integers(first_filler, task.vocab_size, size)
+    if not task.mixed_filler:
+        return fillers
+    others = np.broadcast_to(np.arange(first_value, task.vocab_size), (count, task.num_values + task.num_fillers))
+    pool = np.concatenate([unused_keys, others], 1)
+    tokens = np.take_along_axis(pool, generator.integers(0, pool.shape[1], size), 1)
+    # A fact's value comes before the filler and a key after it, so its ends make no pair.
+    follows_key = np.pad(tokens[:, :-1] < first_value, ((0, 0), (1, 0)))
+    is_value = (tokens >= first_value) & (tokens < first_filler)
+    return np.where(follows_key & is_value, fillers, tokens)
 
 
 def make_repeats(task: RecallTaskConfig, count: int, length: int, generator: np.random.Generator) -> np.ndarray:

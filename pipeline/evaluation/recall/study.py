@@ -20,11 +20,11 @@ from pipeline.evaluation.recall.scoring import (
     score_memory,
     score_memory_off,
 )
-from pipeline.evaluation.recall.summary import BaseScores, MemoryScores
+from pipeline.evaluation.recall.summary import BaseScores, MemoryScores, RetainedScores
 from pipeline.evaluation.writing import write_atomically, writes_to
 from pipeline.model.loading import load_base, load_model
 
-Scores = TypeVar("Scores", BaseScores, MemoryScores)
+Scores = TypeVar("Scores", BaseScores, MemoryScores, RetainedScores)
 
 
 def grid_of(config: RecallStudyConfig) -> list[GridPoint]:
