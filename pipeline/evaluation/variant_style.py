@@ -38,9 +38,10 @@ FOREIGN = "another document's memory"
 FOREIGN_PREFIX = "foreign"
 
 
-def has_control(variant: str) -> bool:
-    """Whether it reads a memory of its own that another document's can take the place of."""
-    return parse_variant(variant).kind in ("ahn", "retained")
+def has_control(variant: str, variants: Collection[str]) -> bool:
+    """Whether it is also measured with another document's memory in place of its own, if these are measured: where it
+    has one, but for retained tokens alone beside the same ones with a cell."""
+    return parse_variant(variant).kind in ("ahn", "retained") and f"{variant}_ahn" not in variants
 
 
 def foreign_row(variant: str) -> str:

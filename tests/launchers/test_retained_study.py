@@ -43,7 +43,10 @@ def test_retained_tokens_win_back_what_the_window_loses(case) -> None:
         assert own["against"][f"random{m}"]["difference_ci95"][0] > 0
         if case.seq_len <= 2048:
             assert own["against"][f"wider{m}"]["difference_ci95"][0] > 0
-            assert summary["controls"][f"retained{m}"]["recovered"][f"foreign_retained{m}"]["share"] < 0.1
+            for control in summary["controls"].values():
+                assert all(
+                    found["share"] < 0.1 for row, found in control["recovered"].items() if row.startswith("foreign")
+                )
 
 
 def measure(case: Case, num_retained: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class AbsorbedSuite:
         (variant,) = unit.variants
         number, reader = int(unit.key.split("/")[0]), readers[variant]
         document = self.document(number)
-        other = self.document(number + 1) if has_control(variant) else None
+        other = self.document(number + 1) if has_control(variant, self._variants) else None
         cache, both, distances, evicted = reader.new_cache(), new_pair(reader), [], []
         for windows in self._windows:
             end = len(document.tokens) + windows * self._window.window_size

@@ -21,7 +21,7 @@ def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: S
     `controls`, by variant: for each distance the answers' log-probability with the own memory less that with another
     document's, in nats per token, `difference` with its 95 % interval.
     """
-    rows: list[Row] = [row for v in variants for row in ((v, foreign_row(v)) if has_control(v) else (v,))]
+    rows: list[Row] = [row for v in variants for row in ((v, foreign_row(v)) if has_control(v, variants) else (v,))]
     sums = {row: sum_documents(records, row) for row in rows}
     found: dict[str, Any] = {"variants": {}, "recovered": {}, "controls": {}}
     for row in rows:
@@ -29,7 +29,7 @@ def summarise(records: Sequence[Record], variants: Sequence[Variant], windows: S
         if row not in WITHOUT_LOSS and {"full", "window"} <= sums.keys():
             compared = zip(windows, sums["full"], sums["window"], sums[row], strict=True)
             found["recovered"][row] = [{"windows": w, **recovered(*at)} for w, *at in compared]
-    for variant in filter(has_control, variants):
+    for variant in (v for v in variants if has_control(v, variants)):
         compared = zip(windows, sums[variant], sums[foreign_row(variant)], strict=True)
         found["controls"][variant] = [{"windows": w, **log_prob_difference(*at)} for w, *at in compared]
     return found

@@ -95,7 +95,7 @@ class HeldoutSuite:
         return torch.from_numpy(self._dataset[piece.sample].input_ids[piece.start : piece.end].astype("int64"))
 
     def _partner(self, piece: Piece) -> Piece | None:
-        if not any(has_control(variant) for variant in self._variants):
+        if not any(has_control(variant, self._variants) for variant in self._variants):
             return None
         return choose_partner(piece, self._lenders, self._window.window_size)
 
@@ -132,7 +132,7 @@ def score_variants(
     for variant, reader in readers.items():
         if variant != "full":
             score(variant, reader.hidden_states(tokens, positions))
-        if other is not None and has_control(variant):
+        if other is not None and has_control(variant, readers):
             score(foreign_row(variant), read_with_foreign_memory(reader, tokens, other, positions))
     return {"kl": kl, "nll": nll}
 
