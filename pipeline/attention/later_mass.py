@@ -43,14 +43,10 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
         scale: factor on the attention scores.
         num_queries: how many are looked at; all of a shorter document.
     """
-    num_tokens, device = k.shape[2], k.device
-    count = min(num_queries, num_tokens)
-    query = torch.arange(1, count + 1, device=device) * num_tokens // count - 1
-    num_bins = max(1, (num_tokens - 1).bit_length())
-    key = torch.arange(num_tokens, device=device)
-    # Of each token and bin the first query in it, and behind the last bin's the first query beyond: [T, bins + 1].
-    bounds = torch.searchsorted(query, key[:, None] + 2 ** torch.arange(num_bins + 1, device=device))
-    sums = torch.zeros(*k.shape[:3], num_bins, device=device)
+    num_tokens = k.shape[2]
+    query, key, bounds = _bins(num_tokens, num_queries, k.device)
+    count = len(query)
+    sums = torch.zeros(*k.shape[:3], bounds.shape[1] - 1, device=k.device)
     at_once = min(MAX_ROWS, max(1, MAX_ELEMENTS // (q.shape[0] * q.shape[1] * num_tokens)))
     for start in range(0, count, at_once):
         end = min(start + at_once, count)
@@ -60,10 +56,28 @@ def later_mass(q: Tensor, k: Tensor, *, scale: float, num_queries: int = NUM_QUE
         until = F.pad(given.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # of the first n of these queries, n = 0 ..
         inside = (bounds[:num_keys] - start).clamp(0, end - start).expand(*sums.shape[:2], -1, -1)
         sums[:, :, :num_keys] += until.gather(3, inside).diff(dim=3)
+    return LaterMass(sums, *later_queries(num_tokens, num_queries, k.device))
+
+
+def later_queries(
+    num_tokens: int, num_queries: int = NUM_QUERIES, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """`counts` and `distances` of a document's `later_mass`, which depend on its length alone."""
+    query, key, bounds = _bins(num_tokens, num_queries, device)
     counts = bounds.diff(dim=1)
     total = F.pad(query.cumsum(0), (1, 0))
     distances = total[bounds].diff(dim=1) - key[:, None] * counts
-    return LaterMass(sums, counts, distances / counts.clamp(min=1))
+    return counts, distances / counts.clamp(min=1)
+
+
+def _bins(num_tokens: int, num_queries: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the queries that are looked at, and of all tokens; and of each token and bin the first of these
+    queries in it, behind the last bin's the first one beyond, [T, bins + 1]."""
+    count = min(num_queries, num_tokens)
+    query = torch.arange(1, count + 1, device=device) * num_tokens // count - 1
+    key = torch.arange(num_tokens, device=device)
+    num_bins = max(1, (num_tokens - 1).bit_length())
+    return query, key, torch.searchsorted(query, key[:, None] + 2 ** torch.arange(num_bins + 1, device=device))
 
 
 @torch.no_grad()

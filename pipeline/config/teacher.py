@@ -64,6 +64,9 @@ class TeacherCacheConfig:
     the ranks of this job, started by deepspeed or torchrun. Default: each process has the whole teacher."""
     compression: Literal["none", "zstd"] = "zstd"
     """`zstd`: lossless, 14 to 41 % fewer bytes. `none`: plain .npy files, and a --dry_run exact to the byte."""
+    later_mass_samples: int = 0
+    """Samples, spread over the data, of which the cache also has what later queries read of each token, by distance:
+    scorers of retained tokens (--window.retained of train.py) are fitted to these then, for any window."""
     data_cache: Path | None = None
     """Local folder for shards of data behind a URL. Default: $AHN_DATA_CACHE, or ~/.cache/ahn-pipeline/shards."""
     data_cache_bytes: int = 100_000_000_000
@@ -91,6 +94,14 @@ class TeacherCacheConfig:
                 f"--{name} {getattr(self, name)} does not go with --sequence_parallel_size "
                 f"{self.sequence_parallel_size}, whose ranks have the whole teacher and a part of each sample; "
                 f"give one of them",
+            )
+        require(self.later_mass_samples >= 0, f"--later_mass_samples: must be >= 0, found {self.later_mass_samples}")
+        for name, alone in (("forward_chunk", None), ("ds_config", None), ("sequence_parallel_size", 1)):
+            require(
+                self.later_mass_samples == 0 or getattr(self, name) == alone,
+                f"--later_mass_samples {self.later_mass_samples} does not go with --{name} {getattr(self, name)}: it "
+                f"needs a sample's queries and keys in one place; leave one of them out (train.py can do without: it "
+                f"then looks at the base's attention itself)",
             )
         require(self.min_budget >= 0, f"--min_budget: must be >= 0, found {self.min_budget}")
         # A Path has one slash of a URL's two.

@@ -20,9 +20,11 @@ from pipeline.teacher.cache_listing import (
     load_cache_index,
 )
 from pipeline.teacher.cache_samples import check_digest, decode_cached_sample, is_framed_as_written, read_bytes
+from pipeline.teacher.later_masses import LATER_MASSES_DIGEST_NAME, LATER_MASSES_NAME
 from pipeline.teacher.signals import HiddenSignal, Signal, signal_from_members
 
 FRAME = {TEACHER_NAME, LISTING_NAME, LISTING_DIGEST_NAME, RUN_INFO_NAME}
+LATER_MASSES = {LATER_MASSES_NAME, LATER_MASSES_DIGEST_NAME}
 INDEX_SUFFIX = ".idx.npy"
 ROWS_AT_A_TIME = 4096
 
@@ -68,7 +70,8 @@ def open_cache(folder: Path, dataset: PackedDataset | None) -> OpenedCache:
     if listing is not None:
         check_listing(folder, listing, info, None if dataset is None else dataset.manifest)
     shards = _shards(folder, listing, dataset)
-    _check_files(folder, listing, None if dataset is None else [entry.name for entry in dataset.manifest.shards])
+    frame = FRAME | LATER_MASSES if info.later_mass_samples else FRAME
+    _check_files(folder, frame, listing, None if dataset is None else [entry.name for entry in dataset.manifest.shards])
     num_due = len(dataset.manifest.shards) if dataset is not None else None
     return OpenedCache(folder, info, listing is not None, shards, num_due)
 
@@ -100,19 +103,19 @@ def _shards(folder: Path, listing: Listing | None, dataset: PackedDataset | None
     return [shard for shard in placed if shard.listed is not None or is_complete(folder, shard.name)]
 
 
-def _check_files(folder: Path, listing: Listing | None, due: list[str] | None) -> None:
+def _check_files(folder: Path, frame: set[str], listing: Listing | None, due: list[str] | None) -> None:
     """Raises DataError for a file that is missing or should not be there, and for a damaged run.json."""
     present = {path.name for path in folder.iterdir()}
     if listing is not None:
-        expected = FRAME | {name for entry in listing.shards for name in (entry.tar_name, entry.index_name)}
+        expected = frame | {name for entry in listing.shards for name in (entry.tar_name, entry.index_name)}
         for name in sorted(expected - present):
             raise DataError(f"{folder / name} is missing")
         odd = present - expected
     else:
         working = {name for name in present if name == WORK_FOLDER or name.endswith(TEMPORARY_SUFFIX)}
-        stems = {name.removesuffix(INDEX_SUFFIX).removesuffix(".tar"): name for name in present - FRAME - working}
+        stems = {name.removesuffix(INDEX_SUFFIX).removesuffix(".tar"): name for name in present - frame - working}
         files = {f"{stem}{suffix}" for stem in (stems if due is None else due) for suffix in (".tar", INDEX_SUFFIX)}
-        odd = present - FRAME - working - files
+        odd = present - frame - working - files
     for name in sorted(odd):
         raise DataError(f"{folder / name} is not a file of this cache; delete it if nobody is writing there")
     if RUN_INFO_NAME in present:

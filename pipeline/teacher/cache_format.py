@@ -11,6 +11,7 @@ A cache folder belongs to one data folder and mirrors its shards. It holds
     shards.json         size and sha256 of every file; written when all shards are complete
     shards.json.sha256  written last: the cache is finished iff it is there and matches
     run.json            what may differ between equal runs (time, host, ranks)
+    later_masses.*      where they were asked for (pipeline/teacher/later_masses.py)
 
 The signal at position p, counted from 0 in the sample, is the teacher's prediction of token p + 1, which is of the same
 document. All files but run.json are determined by the data, the teacher and the settings; with compression by the
@@ -87,7 +88,8 @@ class TeacherInfo:
     data (PackedDataset.fingerprint), all hex; `base_dtype` is what the teacher computed in, `forward_chunk` how many
     tokens at a time (None: whole samples), `chunk_size` of how many positions logits were computed at a time (None: of
     none), `sequence_parallel_size` how many ranks computed a sample together: all may change last digits.
-    `teacher_name` is for people.
+    `later_mass_samples`: of how many samples there are later masses; not said where there are none, so that caches from
+    before there were any have the same digests. `teacher_name` is for people.
     """
 
     teacher_name: str
@@ -101,12 +103,14 @@ class TeacherInfo:
     forward_chunk: int | None
     chunk_size: int | None
     sequence_parallel_size: int = 1
+    later_mass_samples: int = 0
     format_version: int = CACHE_FORMAT_VERSION
 
     def to_json(self) -> dict:
         """The fields as JSON types."""
         positions = {"policy": self.positions.policy, "min_budget": self.positions.min_budget}
-        return {**vars(self), "signal": spec_to_json(self.signal), "positions": positions}
+        fields = {**vars(self), "signal": spec_to_json(self.signal), "positions": positions}
+        return {name: value for name, value in fields.items() if name != "later_mass_samples" or value}
 
     def to_bytes(self) -> bytes:
         """The content of teacher.json."""
@@ -160,6 +164,9 @@ class TeacherInfo:
         size = info.sequence_parallel_size
         if not (type(size) is int and size >= 1):
             raise DataError(f"{path} has sequence_parallel_size {size!r}, this code reads numbers from 1")
+        count = info.later_mass_samples
+        if not (type(count) is int and count >= 0):
+            raise DataError(f"{path} has later_mass_samples {count!r}, this code reads numbers from 0")
         return info
 
 

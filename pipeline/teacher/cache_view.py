@@ -131,6 +131,7 @@ def describe_teacher(info: TeacherInfo) -> str:
     return (
         f"teacher {escape_controls(info.teacher_name)} in {info.base_dtype}, signal {describe_spec(info.signal)}, "
         f"positions {info.positions}, compression {info.compression}"
+        + (f", later masses of {info.later_mass_samples} samples" if info.later_mass_samples else "")
     )
 
 

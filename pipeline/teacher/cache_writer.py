@@ -25,6 +25,7 @@ from pipeline.teacher.cache_listing import (
 )
 from pipeline.teacher.cache_receipts import describe_shard, write_receipt
 from pipeline.teacher.cache_samples import encode_cached_sample
+from pipeline.teacher.later_masses import are_written
 from pipeline.teacher.signals import Signal
 
 
@@ -105,7 +106,8 @@ class CacheShardWriter:
 
 
 def complete_cache(folder: Path, dataset: PackedDataset, run_facts: dict | None = None) -> bool:
-    """Finishes the cache if all its shards are there: run.json, shards.json, the mark; then removes `.work/`.
+    """Finishes the cache if all its shards are there, and the later masses that it is to have: run.json, shards.json,
+    the mark; then removes `.work/`.
 
     Any process may call it, several at once where the file system has locks; what it writes does not depend on who
     does. On a finished cache it only removes what a killed run left.
@@ -122,6 +124,8 @@ def complete_cache(folder: Path, dataset: PackedDataset, run_facts: dict | None 
         DataError: a shard does not fit its index, this cache or the data.
     """
     if missing_shards(folder, dataset.manifest):
+        return False
+    if TeacherInfo.load(folder).later_mass_samples and not are_written(folder):
         return False
     if not (folder / LISTING_DIGEST_NAME).is_file():
         with claim(folder, LISTING_NAME, wait=True):

@@ -19,6 +19,7 @@ from pipeline.teacher.cache_claims import claimed_shards
 from pipeline.teacher.cache_writer import CacheShardWriter, begin_cache, complete_cache, reopen_cache
 from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.extract import extract_signal
+from pipeline.teacher.later_mass_capture import capture_later_masses
 from pipeline.teacher.progress import CaptureProgress
 from pipeline.teacher.teacher_model import Teacher, check_teacher
 
@@ -52,8 +53,11 @@ def run_capture(plan: CapturePlan, rank: int, num_ranks: int, local_rank: int) -
             finite, or a sample is damaged.
     """
     outcome, device = Outcome(), choose_device(local_rank)
+    teacher = Teacher(plan.config, device)
     begin_capture(plan)
-    capture_shards(plan, rank, num_ranks, Teacher(plan.config, device), outcome)
+    capture_shards(plan, rank, num_ranks, teacher, outcome)
+    with _writing(plan.config.output):
+        capture_later_masses(plan, teacher)
     finish_capture(plan, num_ranks, device, outcome)
     return outcome
 

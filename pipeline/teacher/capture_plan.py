@@ -61,6 +61,7 @@ class CapturePlan:
             forward_chunk=self.config.forward_chunk,
             chunk_size=None if isinstance(self.signal, HiddenSpec) else self.chunk_size,
             sequence_parallel_size=self.config.sequence_parallel_size,
+            later_mass_samples=self.config.later_mass_samples,
         )
 
     def samples_of(self, entry: ShardEntry) -> Iterator[PackedSample]:
@@ -100,6 +101,11 @@ def plan_capture(config: TeacherCacheConfig) -> CapturePlan:
         expected == found,
         f"--data {config.data} was tokenised with {dataset.manifest.tokenizer_name} ({expected[:12]}), which is not "
         f"the tokenizer of --model {config.model} ({found[:12]}); prepare the data with --tokenizer {config.model}",
+    )
+    require(
+        config.later_mass_samples <= len(dataset),
+        f"--later_mass_samples {config.later_mass_samples}: --data {config.data} has {len(dataset)} samples; give at "
+        f"most as many",
     )
     seq_len = dataset.manifest.seq_len
     require(

@@ -16,8 +16,10 @@ from pipeline.data.shard_format import INDEX_DTYPE, ShardEntry
 from pipeline.data.shard_io import END_OF_TAR
 from pipeline.data.tar_members import BLOCK, npy_bytes
 from pipeline.errors import UserError
+from pipeline.model.base_config import read_base_config
 from pipeline.teacher.cache_samples import member_bytes, most_sample_bytes
 from pipeline.teacher.capture_plan import CapturePlan
+from pipeline.teacher.later_masses import sample_bytes
 from pipeline.teacher.signals import SampledSpec, spec_to_json
 
 _INDEX_HEADER_BYTES = len(npy_bytes(np.empty(0, INDEX_DTYPE)))
@@ -74,6 +76,16 @@ def most_bytes(plan: CapturePlan, entries: Sequence[ShardEntry]) -> int:
     return one_sample + num_samples * overhead + sum(map(_empty_shard_bytes, entries))
 
 
+def later_mass_bytes(plan: CapturePlan) -> int:
+    """A bound on the later masses' bytes, as if each of their samples were one document."""
+    if not plan.config.later_mass_samples:
+        return 0
+    settings = read_base_config(plan.config.model)
+    num_heads = settings.get("num_key_value_heads") or settings["num_attention_heads"]
+    of_sample = sample_bytes(settings["num_hidden_layers"], num_heads, plan.dataset.manifest.seq_len)
+    return plan.config.later_mass_samples * of_sample
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may be written where `folder` is or will be."""
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
@@ -89,10 +101,10 @@ def check_space(plan: CapturePlan, free: int) -> None:
     Raises:
         UserError: names --output, the bytes that are needed and those that are free.
     """
-    missing = plan.missing
-    if most_bytes(plan, missing) <= free:
+    missing, masses = plan.missing, later_mass_bytes(plan)
+    if most_bytes(plan, missing) + masses <= free:
         return
-    needed = count_cache(plan, missing).file_bytes
+    needed = count_cache(plan, missing).file_bytes + masses
     if needed <= free:
         return
     message = f"--output {plan.config.output}: {format_bytes(free)} are free where {len(missing)} shards take"
@@ -112,6 +124,9 @@ def describe_plan(plan: CapturePlan) -> str:
     most_signal = "at most " if isinstance(plan.signal, SampledSpec) else ""
     most_file = "at most " if plan.config.compression != "none" else most_signal
     spec = ", ".join(f"{name} {value}" for name, value in spec_to_json(plan.signal).items() if name != "kind")
+    count, masses = plan.config.later_mass_samples, {}
+    if count:
+        masses = {"later masses": f"at most {format_bytes(later_mass_bytes(plan))}, of {count} samples"}
     lines = {
         "data": f"{len(shards)} shards, {len(plan.dataset)} samples, {plan.dataset.num_tokens} tokens",
         "signal": f"{plan.signal.kind}: {spec}",
@@ -119,6 +134,7 @@ def describe_plan(plan: CapturePlan) -> str:
         "signal size": f"{most_signal}{format_bytes(size.signal_bytes)}",
         "file size": f"{most_file}{format_bytes(size.file_bytes)} in {2 * len(shards)} files",
         "compression": plan.config.compression,
+        **masses,
         "there already": f"{len(shards) - len(plan.missing)} of {len(shards)} shards",
         "free": f"{format_bytes(free)} at {plan.config.output}",
     }

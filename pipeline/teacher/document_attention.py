@@ -7,6 +7,7 @@ the slices on which the on-the-fly teacher calls it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,13 @@ class Piece:
         return (keys <= keys[self.num_before :, None])[None, None]
 
 
+class AttentionRecorder(Protocol):
+    """Is shown the queries and keys of each layer with full attention, in a forward of one whole sample."""
+
+    def record(self, query: Tensor, key: Tensor, documents: Sequence[tuple[int, int]], scale: float) -> None:
+        """Of a layer's queries [1, Hq, T, D] and keys [1, Hkv, T, D] of documents [start, end)."""
+
+
 def split_sample(cu_seqlens: Sequence[int], most: int | None) -> Iterator[Piece]:
     """The pieces of a sample, in order, each of at most `most` tokens (None: one piece).
 
@@ -88,6 +96,7 @@ def document_attention(
     *,
     documents: Sequence[tuple[int, int]],
     shard: SequenceShard | None = None,
+    record: AttentionRecorder | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention output [1, T, Hq, D]; query [1, Hq, T, D], key and value [1, Hkv, K, D].
@@ -100,6 +109,8 @@ def document_attention(
     """
     sliding_window = sliding_windows(module.config)[module.layer_idx]
     check_plain(module, kwargs, sliding_window)
+    if record is not None and sliding_window is None:
+        record.record(query, key, documents, kwargs["scaling"])
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if sliding_window is not None:

@@ -18,7 +18,7 @@ from pipeline.model.base_check import check_family
 from pipeline.model.loading import load_config, load_model
 from pipeline.model.output_head import check_output_head, find_output_head
 from pipeline.model.supported import causal_lm_class, check_supported
-from pipeline.teacher.document_attention import IMPLEMENTATION, Piece, split_sample
+from pipeline.teacher.document_attention import IMPLEMENTATION, AttentionRecorder, Piece, split_sample
 
 
 class Teacher:
@@ -64,6 +64,16 @@ class Teacher:
             wanted = positions[np.searchsorted(positions, piece.start) : np.searchsorted(positions, piece.end)]
             found.append(hidden[torch.from_numpy(wanted.astype(np.int64) - piece.start).to(self.device)])
         return torch.cat(found)
+
+    @torch.no_grad()
+    def show(self, sample: PackedSample, recorder: AttentionRecorder) -> None:
+        """A forward of the whole sample, whose attention `recorder` sees."""
+        tokens = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(self.device)
+        (piece,) = split_sample(sample.cu_seqlens.tolist(), None)
+        position_ids, documents = piece.position_ids(self.device), piece.documents
+        self._decoder(
+            input_ids=tokens, position_ids=position_ids, use_cache=False, documents=documents, record=recorder
+        )
 
     def _forward(self, tokens: Tensor, piece: Piece, past: DynamicCache | None) -> Tensor:
         """Hidden states [T, D] of the piece's tokens [1, T]; `past` gets their keys and values."""

@@ -24,6 +24,7 @@ from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 from pipeline.teacher.cache_checks import CachedShard, OpenedCache, load_checked_index, open_cache, read_checked_sample
 from pipeline.teacher.cache_listing import LISTING_DIGEST_NAME, LISTING_NAME
+from pipeline.teacher.later_masses import are_written, read_later_masses
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def verify_cache(
             numbers = chosen[(chosen >= first) & (chosen < first + len(index))] - first
             _check_shard(cache, shard, index, numbers, dataset, progress)
             first += len(index)
+    if cache.info.later_mass_samples and (cache.is_finished or are_written(folder)):
+        read_later_masses(folder, cache.info)
     if not cache.is_finished:
         of = "" if cache.num_due is None else f" of {cache.num_due}"
         raise DataError(
@@ -124,6 +127,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     cache, counts = verify_cache(arguments.folder, dataset, arguments.sample, seed)
     notes = f"{counts.num_samples:,} samples, {counts.num_positions:,} positions in {len(cache.shards)} shards, "
     notes += f"signal {cache.info.signal.kind}, positions {cache.info.positions}, compression {cache.info.compression}"
+    if cache.info.later_mass_samples:
+        notes += f", later masses of {cache.info.later_mass_samples} samples"
     if dataset is None:
         notes += "; not compared with the data (--data)"
     if arguments.sample is not None:

@@ -16,6 +16,7 @@ from pipeline.data.loader import SampleStream
 from pipeline.data.shard_format import DataError
 from pipeline.model.base_config import read_base_config
 from pipeline.teacher.cache import TeacherCache
+from pipeline.teacher.later_masses import read_later_masses
 from pipeline.teacher.signals import HiddenSpec, Signal
 from pipeline.training.schedules import SMALLEST_BUDGET
 
@@ -26,6 +27,15 @@ class CachedTeacher:
 
     cache: TeacherCache
     fallback: Literal["error", "online"]
+
+    def read_later_masses(self) -> dict[int, np.ndarray]:
+        """What the cache has of later masses, by number of the dataset's sample; without any, nothing.
+
+        Raises:
+            DataError: they are missing, damaged or of another cache.
+        """
+        info = self.cache.info
+        return read_later_masses(self.cache.folder, info) if info.later_mass_samples else {}
 
     def find(self, index: int, key: str, positions: np.ndarray) -> Signal | None:
         """The signal of the dataset's sample `index` (its key: `key`) at `positions`; None where the teacher must run.

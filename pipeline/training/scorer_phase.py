@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -24,9 +25,11 @@ from pipeline.data.shard_format import DataError
 from pipeline.distributed.groups import Ranks, gather_rows, raise_together
 from pipeline.errors import UserError
 from pipeline.model.augment import memory_layers
+from pipeline.teacher.later_masses import token_step
+from pipeline.training.cached_teacher import CachedTeacher
 from pipeline.training.run_folder import write_atomically
 from pipeline.training.schedules import draw_window
-from pipeline.training.scorer_features import Candidates, FeatureStore, join_candidates
+from pipeline.training.scorer_features import CachedMasses, Candidates, FeatureStore, join_candidates
 from pipeline.training.scorer_fit import fit_scorers
 from pipeline.training.stop_flag import EXIT_STOPPED, StopFlag
 
@@ -77,11 +80,15 @@ def fit_run_scorers(
     ranks: Ranks,
     stop: StopFlag,
     beat: Callable[[], None],
+    teacher: CachedTeacher | None = None,
 ) -> ScorerFacts | None:
-    """Fits all layers' scorers to the run's first samples, each rank having a share of them. Collective.
+    """Fits all layers' scorers to the run's first samples, or to those of which the teacher cache has later masses.
+
+    Each rank has a share of them. Collective.
 
     Args:
         beat: called whenever something was done.
+        teacher: the run's cache, if it has one.
 
     Returns:
         None where a rank was asked to stop; nothing was changed.
@@ -90,7 +97,8 @@ def fit_run_scorers(
         UserError: on every rank: a sample cannot be read, or no sample has a token that leaves its window.
     """
     started = time.perf_counter()
-    stores = _record(engine, stream, config, ranks, stop, beat)
+    samples = _open_samples(stream, config, ranks, teacher)
+    stores = _record(engine, samples, ranks, stop, beat)
     if stores is None:
         return None
     forward_s = time.perf_counter() - started
@@ -99,7 +107,7 @@ def fit_run_scorers(
     count = int(gather_rows([len(layers[0].counts)], ranks).sum())
     if count == 0:
         raise UserError(
-            f"--window.retained {config.window.retained}: in the first {config.train.scorer_samples} samples of --data "
+            f"--window.retained {config.window.retained}: in the first {samples.count} samples of --data "
             f"{config.data} no token leaves its window, so nothing says which to retain; raise --train.scorer_samples, "
             f"or take longer documents or smaller --window.budgets"
         )
@@ -114,9 +122,7 @@ def fit_run_scorers(
     for scorer, values in zip(scorers, fit.values, strict=True):
         scorer.load_state_dict(values)
     seconds = forward_s, time.perf_counter() - started
-    return ScorerFacts(
-        config.train.scorer_samples, count, *seconds, fit.before.tolist(), fit.after.tolist(), fit.losses
-    )
+    return ScorerFacts(samples.count, count, *seconds, fit.before.tolist(), fit.after.tolist(), fit.losses)
 
 
 def write_facts(folder: Path, facts: ScorerFacts) -> None:
@@ -128,25 +134,68 @@ def write_facts(folder: Path, facts: ScorerFacts) -> None:
     write_atomically(folder / SCORER_FACTS, json.dumps(asdict(facts), indent=1).encode())
 
 
+def _open_samples(
+    stream: SampleStream, config: TrainRunConfig, ranks: Ranks, teacher: CachedTeacher | None
+) -> "_Samples":
+    """Collective: what one rank cannot read ends all."""
+    samples, error = None, None
+    try:
+        samples = _Samples(stream, config, {} if teacher is None else teacher.read_later_masses())
+    except DataError as found:
+        error = found
+    raise_together(error, ranks)
+    return samples
+
+
+class _Samples:
+    """What scorers are fitted to, one after the other.
+
+    Args:
+        stream: of the run, whose first samples they are where the teacher cache has no later masses.
+        config: of the run.
+        masses: of the teacher cache, by number of the dataset's sample; it may have none.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, stream: SampleStream, config: TrainRunConfig, masses: dict[int, np.ndarray]) -> None:
+        self._stream, self._seed, self._window = stream, config.train.seed, config.window
+        self._masses, self._numbers = masses, list(masses)
+        self.count = min(config.train.scorer_samples, len(self._numbers) or config.train.scorer_samples)
+
+    def read(self, place: int) -> tuple[DrawnSample, CachedMasses | None]:
+        """The sample at a place, which may lie behind the last one, with the window that it is drawn.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if not self._masses:
+            number, sample = self._stream.read(place)
+            masses = None
+        else:
+            number = self._numbers[place % len(self._numbers)]
+            sample = self._stream.dataset[number]
+            masses = CachedMasses(torch.from_numpy(self._masses[number]), token_step(len(sample.input_ids)))
+        window = draw_window(self._seed, number, sample.longest_document, self._window)
+        return DrawnSample(number, sample, window), masses
+
+
 def _record(
     engine: DeepSpeedEngine,
-    stream: SampleStream,
-    config: TrainRunConfig,
+    samples: _Samples,
     ranks: Ranks,
     stop: StopFlag,
     beat: Callable[[], None],
 ) -> list[FeatureStore] | None:
     """What forwards of this rank's samples show; as many forwards on each rank, whatever their samples hold."""
-    train, stores, scored = config.train, [], memory_layers(engine.module.model)
-    rounds = -(-train.scorer_samples // ranks.world_size)
+    stores, scored = [], memory_layers(engine.module.model)
+    rounds = -(-samples.count // ranks.world_size)
     engine.module.eval()
     for number in tqdm(range(rounds), desc="scorers", unit="sample", disable=not ranks.is_main):
-        position, error, drawn = number * ranks.world_size + ranks.rank, None, None
+        place, error, drawn, masses = number * ranks.world_size + ranks.rank, None, None, None
         try:
-            _, sample = stream.read(position)
-            drawn = DrawnSample(
-                position, sample, draw_window(train.seed, position, sample.longest_document, config.window)
-            )
+            drawn, masses = samples.read(place)
         except DataError as found:
             error = found
         beat()
@@ -156,8 +205,8 @@ def _record(
         if status[:, 1].any():
             return None
         batch = collate([drawn])
-        is_used = len(batch.positions) > 0 and position < train.scorer_samples
-        stores.append(FeatureStore(batch.documents if is_used else (), TOKENS_A_SAMPLE, scored))
+        is_used = len(batch.positions) > 0 and place < samples.count
+        stores.append(FeatureStore(batch.documents if is_used else (), TOKENS_A_SAMPLE, scored, masses))
         batch = batch.to(ranks.device)
         engine.module(batch, torch.zeros(len(batch.positions), device=ranks.device), record=stores[-1])
     engine.module.train()

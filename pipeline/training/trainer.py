@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, stop: StopFlag, ranks: Ranks, claim: FolderClaim | None = None) -> None:
         self.config, self.train, self.stop, self.ranks = plan.config, plan.config.train, stop, ranks
-        self.folder, self.stream = RunFolder(self.config.output), plan.stream
+        self.folder, self.stream, self.teacher = RunFolder(self.config.output), plan.stream, plan.teacher
         self.claim = claim
         self.base_fingerprint = check_base(plan, ranks)
         checkpoint = find_start(plan, ranks)
@@ -139,7 +139,7 @@ class Trainer:
         """Fits what chooses retained tokens and saves it as the state before the first step, unless asked to stop."""
         describe, self.stop.describe = self.stop.describe, describe_stop_of_fit
         beat = partial(watchdog.beat, self.state.step)
-        facts = fit_run_scorers(self.engine, self.stream, self.config, self.ranks, self.stop, beat)
+        facts = fit_run_scorers(self.engine, self.stream, self.config, self.ranks, self.stop, beat, self.teacher)
         self.stop.describe = describe
         if facts is None:
             self.is_stopped = True

@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import ConfigError, TrainRunConfig, parse_cli
+from pipeline.config import ConfigError, TeacherCacheConfig, TrainRunConfig, parse_cli
+from pipeline.data.dataset import PackedDataset
 from pipeline.errors import UserError
 from pipeline.model.export import export_published, merge_adapter
 from pipeline.model.loading import load_model
+from pipeline.teacher.capture import run_capture
+from pipeline.teacher.capture_plan import plan_capture
 from tests.distributed.processes import TRAIN, run_ranks
 from tests.training import cached_runs
 from tests.training.launched_runs import arguments, assert_one_line, mathematics
@@ -30,6 +33,12 @@ def runs(inputs, tmp_path_factory) -> Path:
         return [str(x) for x in arguments(inputs, folder / name, *RETAINED, *STEPS, *flags, zero=zero)], until
 
     fit = run("fit", "--train.loss", "retention")
+    cache, num_samples = folder / "cache", len(PackedDataset(inputs / "data"))
+    named = {"model": inputs / "model", "data": inputs / "data", "output": cache, "signal": "hidden"}
+    named |= {"base_dtype": "float32", "later_mass_samples": num_samples}
+    run_capture(plan_capture(parse_cli(TeacherCacheConfig, [f"--{k}={v}" for k, v in named.items()])), 0, 1, 0)
+    every = ("--train.max_steps", "1", "--train.scorer_samples", str(num_samples), "--window.retained", "3")
+    every += ("--window.budgets", "12", "--window.sinks", "2")
     planned = [
         run("zero2"),
         run("zero3", zero="zero3"),
@@ -38,6 +47,8 @@ def runs(inputs, tmp_path_factory) -> Path:
         fit,
         fit,
         run("ce", "--train.loss", "ce", "--train.max_steps", "1"),
+        run("every", *every),
+        run("cached", *every, "--teacher_cache", str(cache)),
     ]
     (folder / "runs.json").write_text(json.dumps(planned))
     finished = run_ranks(Path(cached_runs.__file__), [folder / "runs.json"], folder)
@@ -107,6 +118,17 @@ def test_a_run_that_only_fits_leaves_an_adapter_whose_cell_does_nothing(runs, tm
     with pytest.raises(UserError, match=r"--layout published: .* has scorers .* use --layout merged"):
         export_published(runs / "fit/adapter", tmp_path / "published")
     assert not (tmp_path / "published").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_later_masses_of_a_teacher_cache_give_the_same_scorers(runs):
+    """Of the same samples in another order."""
+    own, cached = (json.loads((runs / name / "scorers.json").read_text()) for name in ("every", "cached"))
+    assert (own["samples"], own["candidates"]) == (cached["samples"], cached["candidates"])
+    assert cached["before"] == pytest.approx(own["before"], rel=1e-4)
+    assert cached["after"] == pytest.approx(own["after"], rel=1e-2)
+    assert mathematics(runs / "cached")[-1]["teacher/cached_samples"] > 0
 
 
 @pytest.mark.slow
