@@ -30,6 +30,7 @@ LIGHT = {  # module -> the only foreign packages it may import
     **{f"pipeline.teacher.{m}": {"numpy"} for m in ("signals", "bit_packing")},
     **{f"pipeline.teacher.cache_{m}": {"numpy"} for m in ("format", "listing", "claims", "writer")},
     **{f"pipeline.teacher.cache_{m}": {"numpy", "zstandard"} for m in ("members", "samples")},
+    "pipeline.teacher.cache_later_masses": {"numpy", "safetensors"},
     "pipeline.attention.window": {"numpy"},
     "pipeline.attention.retained_blocks": set(),
 }

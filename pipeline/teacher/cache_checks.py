@@ -11,6 +11,7 @@ from pipeline.data.sealed_json import load_sealed
 from pipeline.data.shard_format import RUN_INFO_NAME, DataError, ShardEntry
 from pipeline.data.shard_io import TEMPORARY_SUFFIX
 from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo
+from pipeline.teacher.cache_later_masses import LATER_MASSES_DIGEST_NAME, LATER_MASSES_NAME
 from pipeline.teacher.cache_listing import (
     LISTING_DIGEST_NAME,
     LISTING_NAME,
@@ -20,7 +21,6 @@ from pipeline.teacher.cache_listing import (
     load_cache_index,
 )
 from pipeline.teacher.cache_samples import check_digest, decode_cached_sample, is_framed_as_written, read_bytes
-from pipeline.teacher.later_masses import LATER_MASSES_DIGEST_NAME, LATER_MASSES_NAME
 from pipeline.teacher.signals import HiddenSignal, Signal, signal_from_members
 
 FRAME = {TEACHER_NAME, LISTING_NAME, LISTING_DIGEST_NAME, RUN_INFO_NAME}

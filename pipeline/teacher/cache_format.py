@@ -11,7 +11,7 @@ A cache folder belongs to one data folder and mirrors its shards. It holds
     shards.json         size and sha256 of every file; written when all shards are complete
     shards.json.sha256  written last: the cache is finished iff it is there and matches
     run.json            what may differ between equal runs (time, host, ranks)
-    later_masses.*      where they were asked for (pipeline/teacher/later_masses.py)
+    later_masses.*      where they were asked for (pipeline/teacher/cache_later_masses.py)
 
 The signal at position p, counted from 0 in the sample, is the teacher's prediction of token p + 1, which is of the same
 document. All files but run.json are determined by the data, the teacher and the settings; with compression by the

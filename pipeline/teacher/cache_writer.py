@@ -16,6 +16,7 @@ from pipeline.data.shard_format import RUN_INFO_NAME, DataError, Manifest, Shard
 from pipeline.data.shard_io import TEMPORARY_SUFFIX, OpenShard, write_file
 from pipeline.teacher.cache_claims import claim, missing_shards
 from pipeline.teacher.cache_format import TEACHER_NAME, WORK_FOLDER, TeacherInfo, check_same
+from pipeline.teacher.cache_later_masses import are_written
 from pipeline.teacher.cache_listing import (
     LISTING_DIGEST_NAME,
     LISTING_NAME,
@@ -25,7 +26,6 @@ from pipeline.teacher.cache_listing import (
 )
 from pipeline.teacher.cache_receipts import describe_shard, write_receipt
 from pipeline.teacher.cache_samples import encode_cached_sample
-from pipeline.teacher.later_masses import are_written
 from pipeline.teacher.signals import Signal
 
 

@@ -17,9 +17,9 @@ from pipeline.data.shard_io import END_OF_TAR
 from pipeline.data.tar_members import BLOCK, npy_bytes
 from pipeline.errors import UserError
 from pipeline.model.base_config import read_base_config
+from pipeline.teacher.cache_later_masses import sample_bytes
 from pipeline.teacher.cache_samples import member_bytes, most_sample_bytes
 from pipeline.teacher.capture_plan import CapturePlan
-from pipeline.teacher.later_masses import sample_bytes
 from pipeline.teacher.signals import SampledSpec, spec_to_json
 
 _INDEX_HEADER_BYTES = len(npy_bytes(np.empty(0, INDEX_DTYPE)))

@@ -11,14 +11,14 @@ from pipeline.attention.later_mass import later_mass
 from pipeline.data.shard_format import DataError
 from pipeline.folder_claim import Lock
 from pipeline.teacher.cache_claims import claim
-from pipeline.teacher.capture_plan import CapturePlan
-from pipeline.teacher.later_masses import (
+from pipeline.teacher.cache_later_masses import (
     LATER_MASSES_NAME,
     are_written,
     spread_samples,
     token_step,
     write_later_masses,
 )
+from pipeline.teacher.capture_plan import CapturePlan
 from pipeline.teacher.teacher_model import Teacher
 
 

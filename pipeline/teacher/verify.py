@@ -23,8 +23,8 @@ from pipeline.data.shard_io import END_OF_TAR
 from pipeline.exit_codes import run_tool
 from pipeline.flags import ToolParser
 from pipeline.teacher.cache_checks import CachedShard, OpenedCache, load_checked_index, open_cache, read_checked_sample
+from pipeline.teacher.cache_later_masses import are_written, read_later_masses
 from pipeline.teacher.cache_listing import LISTING_DIGEST_NAME, LISTING_NAME
-from pipeline.teacher.later_masses import are_written, read_later_masses
 
 
 @dataclass(frozen=True)

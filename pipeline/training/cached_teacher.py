@@ -16,7 +16,7 @@ from pipeline.data.loader import SampleStream
 from pipeline.data.shard_format import DataError
 from pipeline.model.base_config import read_base_config
 from pipeline.teacher.cache import TeacherCache
-from pipeline.teacher.later_masses import read_later_masses
+from pipeline.teacher.cache_later_masses import read_later_masses
 from pipeline.teacher.signals import HiddenSpec, Signal
 from pipeline.training.schedules import SMALLEST_BUDGET
 

@@ -25,7 +25,7 @@ from pipeline.data.shard_format import DataError
 from pipeline.distributed.groups import Ranks, gather_rows, raise_together
 from pipeline.errors import UserError
 from pipeline.model.augment import memory_layers
-from pipeline.teacher.later_masses import token_step
+from pipeline.teacher.cache_later_masses import token_step
 from pipeline.training.cached_teacher import CachedTeacher
 from pipeline.training.run_folder import write_atomically
 from pipeline.training.schedules import draw_window

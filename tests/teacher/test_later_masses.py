@@ -14,12 +14,12 @@ from pipeline.data.shard_format import DataError
 from pipeline.errors import UserError
 from pipeline.model.augment import memory_layers
 from pipeline.model.loading import load_base
-from pipeline.teacher import later_masses
+from pipeline.teacher import cache_later_masses
 from pipeline.teacher.cache_format import TeacherInfo
+from pipeline.teacher.cache_later_masses import LATER_MASSES_NAME, read_later_masses, token_step
 from pipeline.teacher.capture import run_capture
 from pipeline.teacher.capture_plan import CapturePlan, plan_capture
 from pipeline.teacher.capture_size import describe_plan, later_mass_bytes
-from pipeline.teacher.later_masses import LATER_MASSES_NAME, read_later_masses, token_step
 from pipeline.teacher.verify import verify_cache
 from pipeline.training.distillation import Distillation
 from pipeline.training.scorer_features import CachedMasses, FeatureStore
@@ -46,7 +46,7 @@ def test_candidates_are_those_of_a_forward_that_looks_at_the_attention(
     tmp_path, monkeypatch, settings, at_most
 ) -> None:
     """Packed documents, one layer that slides, more tokens than are kept; any window of several sizes."""
-    monkeypatch.setattr(later_masses, "MAX_TOKENS", at_most)
+    monkeypatch.setattr(cache_later_masses, "MAX_TOKENS", at_most)
     make_data(tmp_path / "data", make_teacher(tmp_path / "teacher", **settings))
     made = plan(tmp_path, "cache")
     run_capture(made, 0, 1, 0)
