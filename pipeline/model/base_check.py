@@ -119,8 +119,11 @@ def _compare(plain: PreTrainedModel) -> dict[str, float]:
     tokens = torch.randint(0, plain.config.vocab_size, (2, NUM_TOKENS))
     budget, found, tolerance = WINDOW.lossless_budget, {}, MAX_ROUNDING
 
+    def differ(left: Tensor, right: Tensor) -> float:
+        return ((left - right).abs().max() / right.abs().max()).item()
+
     def agree(what: str, left: Tensor, right: Tensor) -> None:
-        found[what] = ((left - right).abs().max() / right.abs().max()).item()
+        found[what] = differ(left, right)
         if not found[what] <= tolerance:
             raise UnsupportedModelError(f"{name}: not exact {what}: {found[what]:.2g} of the largest logit")
 
@@ -132,7 +135,9 @@ def _compare(plain: PreTrainedModel) -> dict[str, float]:
     agree(
         "without AHN, in decoding with a cache", _read_in_parts(plain, tokens, DynamicCache(config=plain.config)), full
     )
-    tolerance = max(TOLERANCE, 10 * max(found.values()))
+    # Some compute in float32, a router for one, and round otherwise in a batch; some take padding for positions.
+    own = [*found.values(), differ(*_padded(plain, tokens))]
+    tolerance = max(TOLERANCE, 10 * max(x for x in own if x <= MAX_ROUNDING))
     short = tokens[:, :budget]
     agree("within the lossless budget", model(short, use_cache=False).logits, plain(short, use_cache=False).logits)
     acts("a window", window, full)

@@ -33,7 +33,9 @@ def test_suites_with_the_models_own_number_of_tokens(tiny, scored, tmp_path) -> 
     assert heldout["window"]["lossless_budget"] == TINY_WINDOW.lossless_budget
     assert heldout["past_largest_budget"]["first_position"] == TINY_WINDOW.lossless_budget + M + 2
     assert list(report["needles"]["variants"]) == DEFAULT
-    assert list(report["absorbed"]["variants"]) == [*DEFAULT, "foreign"]
+    retained, alone = DEFAULT[-2:]
+    rows = [*DEFAULT[:-1], f"foreign_{retained}", alone, "foreign"]
+    assert list(report["absorbed"]["variants"]) == rows and alone == "ahn"
     assert [context["variant"] for context in report["efficiency"]["contexts"]] == DEFAULT
     assert len({report["needles"]["variants"][v]["evicted"]["log_prob"] for v in DEFAULT}) == len(DEFAULT)
     page = (tmp_path / "eval/report.html").read_text()
