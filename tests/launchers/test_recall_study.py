@@ -133,3 +133,22 @@ def test_the_whole_study(name, flags) -> None:
         assert name == "recall_published" or cells["mamba2"]["recovered_ci95"][0] > 0
         for found in cells.values():
             assert found["memory_off"] == point["window"] and found["foreign_state"] < point["window"] + 0.05
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(2 * 3600)
+def test_memories_beside_retained_tokens() -> None:
+    """As many tokens as there are facts, and twice or half as many; kept in runs/, as the whole study is."""
+    output = REPOSITORY / "runs/recall_retained"
+    grid = ("--cells", "gated_delta_net", "--facts", 32, 64, "--distances", 4, 16)
+    study(output, *grid, "--task.mixed_filler", "true", "--retained", 32, 64, timeout=7000)
+    result = json.loads((output / "recall.json").read_text())
+    record("recall_retained", result)
+    least = {(32, "32"): 0.7, (32, "64"): 0.9, (64, "32"): 0.3, (64, "64"): 0.7}  # of what the window loses
+    for point in result["points"]:
+        assert point["full"] >= 0.95 and point["window"] <= 0.02
+        for count, cells in point["retained"].items():
+            found = cells["gated_delta_net"]
+            assert found["memory_off"] == point["window"] and found["foreign_state"] < 0.05
+            assert found["memory"] > found["retained"] > found["random"] > found["wider"]
+            assert found["recovered"] >= least[point["facts"], count]
